@@ -1,0 +1,264 @@
+"""The model folder: what `training` writes and `serving` reads, and the only thing the two share.
+
+    models/<name>/<version>/
+        manifest.json   this schema, with the SHA-256 of every other file
+        encoder.onnx    images uint8 [N,H,W,C]  -> mean, logvar float32 [N,Z]
+        decoder.onnx    latents float32 [N,Z]   -> images uint8 [N,H,W,C], mean float32 [N,H,W,C] in [0,1]
+        README.md       the model card
+        preview.png     reconstructions and samples
+
+A folder may come from anywhere, so reading one trusts nothing: sizes are bounded, every file must lie inside the
+folder, every digest must match, and the bytes that were checked are the bytes that are used. Knows nothing of ONNX.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+ENCODER_FILE = "encoder.onnx"
+DECODER_FILE = "decoder.onnx"
+CARD_FILE = "README.md"
+PREVIEW_FILE = "preview.png"
+
+MAX_MANIFEST_BYTES = 4 << 20
+MAX_FILE_BYTES = 2 << 30  # what one protobuf message, and so one ONNX file, can hold
+MAX_SIDE = 4096
+MAX_LATENT_DIM = 65536
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class ManifestError(ValueError):
+    """A model folder that cannot be used; the message names the file, what was found and what was wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """p(x|z): its name and its numbers, for example `gaussian` with `sigma`."""
+
+    name: str
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AggregatePosterior:
+    """Moments of the encoded means over the training set, one figure per latent; live traffic is held against them."""
+
+    mean: tuple[float, ...]
+    variance: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What `manifest.json` says.
+
+    `image_shape` is (H, W, C) with C 1 or 3. `files` maps each file's name to its SHA-256. `evaluation` holds figures
+    in nats unless their names say otherwise. `provenance` says where the model came from. `attributes` maps a name to
+    a direction in latent space, one number per latent. `labels` names the classes of the data set, in order.
+
+    Raises `ManifestError` when a field does not make sense.
+    """
+
+    name: str
+    version: int
+    image_shape: tuple[int, int, int]
+    latent_dim: int
+    likelihood: Likelihood
+    files: Mapping[str, str]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+    aggregate_posterior: AggregatePosterior | None = None
+    attributes: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        _want(self.version >= 1, "version", self.version, "a positive integer")
+        height, width, channels = self.image_shape
+        shape_ok = 1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE and channels in (1, 3)
+        _want(shape_ok, "image_shape", list(self.image_shape), f"[H, W, C], sides up to {MAX_SIDE}, C 1 or 3")
+        _want(1 <= self.latent_dim <= MAX_LATENT_DIM, "latent_dim", self.latent_dim, f"1 to {MAX_LATENT_DIM}")
+        for required in (ENCODER_FILE, DECODER_FILE):
+            _want(required in self.files, "files", sorted(self.files), f"{required} among them")
+        for name, digest in self.files.items():
+            _want(bool(_FILE_NAME.fullmatch(name)), "files", name, "a plain file name")
+            _want(bool(_SHA256.fullmatch(digest)), f"files.{name}", digest, "a SHA-256 in lower-case hexadecimal")
+        if self.aggregate_posterior is not None:
+            self._check_latent_vector("aggregate_posterior.mean", self.aggregate_posterior.mean)
+            self._check_latent_vector("aggregate_posterior.variance", self.aggregate_posterior.variance)
+        for name, direction in self.attributes.items():
+            self._check_latent_vector(f"attributes.{name}", direction)
+
+    def _check_latent_vector(self, where: str, vector: tuple[float, ...]) -> None:
+        _want(len(vector) == self.latent_dim, where, f"{len(vector)} numbers", f"{self.latent_dim}, one per latent")
+
+    def graph_metadata(self, graph: str) -> dict[str, str]:
+        """The key facts that the graph (`encoder` or `decoder`) repeats in its `metadata_props`.
+
+        Export writes them and loading compares them, so that a lone .onnx file explains itself and cannot be
+        mistaken for another model's.
+        """
+        height, width, channels = self.image_shape
+        return {
+            "latentry.format": str(FORMAT),
+            "latentry.graph": graph,
+            "latentry.image_shape": f"{height},{width},{channels}",
+            "latentry.latent_dim": str(self.latent_dim),
+            "latentry.likelihood": self.likelihood.name,
+        }
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`, the same for equal manifests."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A verified folder: its manifest, its digest, and the bytes of both graphs that the digests vouch for."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    encoder: bytes
+    decoder: bytes
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def check_name(name: str) -> str:
+    """Return `name` if a model may be called so, else raise `ManifestError`."""
+    _want(bool(_NAME.fullmatch(name)), "name", name, "1 to 64 of a-z 0-9 . _ -, the first a letter or digit")
+    return name
+
+
+def parse_version(text: str) -> int:
+    """The version that a folder's name says; raises `ManifestError` unless it is a positive integer as one writes it."""
+    _want(bool(_VERSION.fullmatch(text)), "version", text, "a folder named with a positive integer such as 1")
+    return int(text)
+
+
+def parse(text: str | bytes) -> Manifest:
+    """Read the text of a `manifest.json`; raises `ManifestError` with the first field that is wrong."""
+    try:
+        raw = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{MANIFEST_FILE}: not JSON: {error}") from error
+    _want(isinstance(raw, dict), MANIFEST_FILE, type(raw).__name__, "a JSON object")
+    _want(raw.get("format") == FORMAT, "format", raw.get("format"), f"{FORMAT}, the format that this release reads")
+    likelihood = _get(raw, "likelihood", dict)
+    posterior = _get(raw, "aggregate_posterior", dict, optional=True)
+    shape = _get(raw, "image_shape", list)
+    _want(len(shape) == 3 and all(type(side) is int for side in shape), "image_shape", shape, "three integers H, W, C")
+    labels = _get(raw, "labels", list, optional=True) or []
+    _want(all(isinstance(label, str) for label in labels), "labels", labels, "strings")
+    return Manifest(
+        name=_get(raw, "name", str),
+        version=_get(raw, "version", int),
+        image_shape=(shape[0], shape[1], shape[2]),
+        latent_dim=_get(raw, "latent_dim", int),
+        likelihood=Likelihood(_get(likelihood, "name", str), _numbers_by_name(likelihood, "parameters")),
+        files=_strings_by_name(raw, "files"),
+        provenance=_get(raw, "provenance", dict, optional=True) or {},
+        evaluation=_numbers_by_name(raw, "evaluation"),
+        aggregate_posterior=posterior
+        and AggregatePosterior(_vector(posterior, "mean"), _vector(posterior, "variance")),
+        attributes={
+            name: _vector(raw["attributes"], name) for name in _get(raw, "attributes", dict, optional=True) or {}
+        },
+        labels=tuple(labels),
+    )
+
+
+def read(folder: Path) -> ModelFolder:
+    """Read and verify the model folder at `<name>/<version>/`.
+
+    Raises `ManifestError` if a file is missing, too large, outside the folder (a symbolic link), or not what the
+    manifest's digest says, or if the folder's names and the manifest disagree.
+    """
+    folder = Path(os.path.abspath(folder))
+    version = parse_version(folder.name)
+    manifest_bytes = _read_inside(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES)
+    try:
+        manifest = parse(manifest_bytes)
+    except ManifestError as error:
+        raise ManifestError(f"{folder}: {error}") from error
+    _want(manifest.version == version, f"{folder}: version", manifest.version, f"{version}, as the folder is named")
+    parent = folder.parent.name
+    _want(manifest.name == parent, f"{folder}: name", manifest.name, f"{parent}, as the folder above is named")
+    graphs = {}
+    for name, digest in manifest.files.items():
+        data = _read_inside(folder, name, MAX_FILE_BYTES)
+        _want(sha256(data) == digest, f"{folder / name}: SHA-256", sha256(data), f"{digest}, as the manifest says")
+        if name in (ENCODER_FILE, DECODER_FILE):
+            graphs[name] = data
+    return ModelFolder(folder, manifest, sha256(manifest_bytes), graphs[ENCODER_FILE], graphs[DECODER_FILE])
+
+
+def _read_inside(folder: Path, name: str, max_bytes: int) -> bytes:
+    path = folder / name
+    try:
+        real = path.resolve(strict=True)
+        _want(real.is_relative_to(folder.resolve()), str(path), f"a link to {real}", "a file inside the model folder")
+        _want(real.is_file(), str(path), "not a regular file", "a file")
+        _want(real.stat().st_size <= max_bytes, str(path), f"{real.stat().st_size} bytes", f"at most {max_bytes}")
+        return real.read_bytes()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links, before Python 3.13
+        raise ManifestError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _want(ok: bool, where: str, got: object, wanted: str) -> None:
+    if not ok:
+        raise ManifestError(f"{where}: got {str(got)[:200]}, wanted {wanted}")
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _get(raw: Mapping[str, Any], key: str, kind: type, *, optional: bool = False) -> Any:
+    value = raw.get(key)
+    if value is None and optional:
+        return None
+    ok = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    _want(ok, key, "nothing" if value is None else f"{type(value).__name__} {value!r}", f"a JSON {kind.__name__}")
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _numbers_by_name(raw: Mapping[str, Any], key: str) -> dict[str, float]:
+    values = _get(raw, key, dict, optional=True) or {}
+    for name, value in values.items():
+        _want(_is_number(value), f"{key}.{name}", value, "a finite number")
+    return values
+
+
+def _strings_by_name(raw: Mapping[str, Any], key: str) -> dict[str, str]:
+    values = _get(raw, key, dict)
+    for name, value in values.items():
+        _want(isinstance(value, str), f"{key}.{name}", value, "a string")
+    return values
+
+
+def _vector(raw: Mapping[str, Any], key: str) -> tuple[float, ...]:
+    values = _get(raw, key, list)
+    _want(all(_is_number(value) for value in values), key, values, "finite numbers")
+    return tuple(float(value) for value in values)

@@ -1,0 +1,1 @@
+"""Serves model folders over gRPC with ONNX Runtime. Knows nothing of torch."""

@@ -1,0 +1,1 @@
+"""Fits, evaluates, draws and exports VAEs. Uses torch; knows nothing of gRPC."""
