@@ -148,7 +148,7 @@ def check_name(name: str) -> str:
 
 
 def parse_version(text: str) -> int:
-    """The version that a folder's name says; raises `ManifestError` unless it is a positive integer as one writes it."""
+    """The version that a folder's name says; raises `ManifestError` unless it is a plain positive integer."""
     _want(bool(_VERSION.fullmatch(text)), "version", text, "a folder named with a positive integer such as 1")
     return int(text)
 
@@ -163,6 +163,7 @@ def parse(text: str | bytes) -> Manifest:
     _want(raw.get("format") == FORMAT, "format", raw.get("format"), f"{FORMAT}, the format that this release reads")
     likelihood = _get(raw, "likelihood", dict)
     posterior = _get(raw, "aggregate_posterior", dict, optional=True)
+    attributes = _get(raw, "attributes", dict, optional=True) or {}
     shape = _get(raw, "image_shape", list)
     _want(len(shape) == 3 and all(type(side) is int for side in shape), "image_shape", shape, "three integers H, W, C")
     labels = _get(raw, "labels", list, optional=True) or []
@@ -178,9 +179,7 @@ def parse(text: str | bytes) -> Manifest:
         evaluation=_numbers_by_name(raw, "evaluation"),
         aggregate_posterior=posterior
         and AggregatePosterior(_vector(posterior, "mean"), _vector(posterior, "variance")),
-        attributes={
-            name: _vector(raw["attributes"], name) for name in _get(raw, "attributes", dict, optional=True) or {}
-        },
+        attributes={name: _vector(attributes, name) for name in attributes},
         labels=tuple(labels),
     )
 
@@ -191,7 +190,7 @@ def read(folder: Path) -> ModelFolder:
     Raises `ManifestError` if a file is missing, too large, outside the folder (a symbolic link), or not what the
     manifest's digest says, or if the folder's names and the manifest disagree.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100 - the names as given, with `..` gone but links not followed
     version = parse_version(folder.name)
     manifest_bytes = _read_inside(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES)
     try:
@@ -245,14 +244,14 @@ def _is_number(value: object) -> bool:
 
 
 def _numbers_by_name(raw: Mapping[str, Any], key: str) -> dict[str, float]:
-    values = _get(raw, key, dict, optional=True) or {}
+    values: dict[str, float] = _get(raw, key, dict, optional=True) or {}
     for name, value in values.items():
         _want(_is_number(value), f"{key}.{name}", value, "a finite number")
     return values
 
 
 def _strings_by_name(raw: Mapping[str, Any], key: str) -> dict[str, str]:
-    values = _get(raw, key, dict)
+    values: dict[str, str] = _get(raw, key, dict)
     for name, value in values.items():
         _want(isinstance(value, str), f"{key}.{name}", value, "a string")
     return values
@@ -262,3 +261,10 @@ def _vector(raw: Mapping[str, Any], key: str) -> tuple[float, ...]:
     values = _get(raw, key, list)
     _want(all(_is_number(value) for value in values), key, values, "finite numbers")
     return tuple(float(value) for value in values)
+
+
+def embedded_models() -> Path:
+    """The model repository that comes with Latentry: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "models"
+    return installed if installed.is_dir() else package.parent / "models"

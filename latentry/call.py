@@ -1,0 +1,193 @@
+"""The subcommands that call a running server: arrays into .npz files, pictures into PNG grids."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from latentry.client import DEFAULT_TARGET, Client, LatentryError
+from latentry.pictures import Pictures, grid
+
+_SERVED = "\nNeeds a running server: `latentry serve`."
+
+
+def add_models_arguments(parser: argparse.ArgumentParser) -> None:
+    """`latentry models`."""
+    parser.description = "List the models of a running server, with their shapes and figures." + _SERVED
+    _add_server(parser)
+
+
+def add_encode_arguments(parser: argparse.ArgumentParser) -> None:
+    """`latentry encode`."""
+    parser.description = (
+        "Encode images to the mean and logvar of q(z|x), written as arrays [N, Z] to an .npz file.\n\n"
+        "  latentry encode photos/*.jpg --resize crop --out latents.npz" + _SERVED
+    )
+    parser.add_argument("images", nargs="+", type=Path, help="PNG, JPEG or WebP files")
+    parser.add_argument("--seed", type=int, help="also draw latents with this seed")
+    _add_resize(parser)
+    _add_out(parser, "latents.npz", ".npz")
+    _add_server(parser)
+
+
+def add_decode_arguments(parser: argparse.ArgumentParser) -> None:
+    """`latentry decode`."""
+    parser.description = (
+        "Decode latents [N, Z] from an .npz file (its `latents`, else its `mean`) or a .npy file.\n\n"
+        "  latentry decode latents.npz --out decoded.png" + _SERVED
+    )
+    parser.add_argument("latents", type=Path, help=".npz or .npy file")
+    _add_out(parser, "decoded.png", ".png (a grid) or .npz (arrays)")
+    _add_server(parser)
+
+
+def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
+    """`latentry sample`."""
+    parser.description = (
+        "Draw new images. Image k of a seed is always the same.\n\n"
+        "  latentry sample --count 64 --seed 7 --out samples.png" + _SERVED
+    )
+    parser.add_argument("--count", type=int, default=64, help="how many (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help="0 to 2^64 - 1 (default: the server draws one and it is printed)")
+    parser.add_argument("--first-index", type=int, default=0, help="k of the first image (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="spread of the latents (default: %(default)s)")
+    _add_out(parser, "samples.png", ".png (a grid) or .npz (arrays)")
+    _add_server(parser)
+
+
+def add_interpolate_arguments(parser: argparse.ArgumentParser) -> None:
+    """`latentry interpolate`."""
+    parser.description = (
+        "Walk from image to image (or from latent to latent of one .npz or .npy file) through latent space.\n\n"
+        "  latentry interpolate boot.png bag.png --steps 10 --out walk.png" + _SERVED
+    )
+    parser.add_argument("key_frames", nargs="+", type=Path, help="two or more images, or one .npz or .npy of latents")
+    parser.add_argument("--steps", type=int, default=8, help="images from each to the next (default: %(default)s)")
+    parser.add_argument("--path", choices=["linear", "spherical"], default="linear", help="(default: %(default)s)")
+    _add_resize(parser)
+    _add_out(parser, "interpolation.png", ".png (a strip for each pair) or .npz (arrays)")
+    _add_server(parser)
+
+
+def run_models(args: argparse.Namespace) -> int:
+    """Print a table of models."""
+
+    def call(client: Client) -> None:
+        for m in client.models():
+            shape, figures = m.image_shape, ", ".join(f"{k} {v:.4g}" for k, v in sorted(m.evaluation.items()))
+            print(f"{m.model.name} {m.model.version}  {shape.height}x{shape.width}x{shape.channels}", end="  ")
+            print(f"{m.latent_dim} latents  {m.likelihood.name}  {m.provider}  {m.model.digest[:12]}")
+            print(f"    at most {m.limits.max_items} items and {m.limits.max_message_bytes} bytes a call")
+            if figures:
+                print(f"    {figures}")
+
+    return _run(args, call)
+
+
+def run_encode(args: argparse.Namespace) -> int:
+    """Images to an .npz of mean, logvar and perhaps latents."""
+
+    def call(client: Client) -> None:
+        posterior = client.encode(args.images, seed=args.seed, resize=args.resize)
+        arrays = {"mean": posterior.mean, "logvar": posterior.logvar}
+        if posterior.latents is not None:
+            arrays["latents"] = posterior.latents
+        _write(args.out, arrays=arrays)
+
+    return _run(args, call)
+
+
+def run_decode(args: argparse.Namespace) -> int:
+    """Latents to a grid or an .npz."""
+    return _run(args, lambda client: _write_pictures(args.out, client.decode(_read_latents(args.latents)), None))
+
+
+def run_sample(args: argparse.Namespace) -> int:
+    """New images to a grid or an .npz."""
+
+    def call(client: Client) -> None:
+        pictures = client.sample(args.count, seed=args.seed, first_index=args.first_index, temperature=args.temperature)
+        print(f"seed {pictures.seed}")
+        _write_pictures(args.out, pictures, None)
+
+    return _run(args, call)
+
+
+def run_interpolate(args: argparse.Namespace) -> int:
+    """A walk to a strip or an .npz."""
+
+    def call(client: Client) -> None:
+        first = args.key_frames[0]
+        keys: Any = _read_latents(first) if first.suffix in (".npz", ".npy") else args.key_frames
+        pictures = client.interpolate(keys, steps=args.steps, path=args.path, resize=args.resize)
+        _write_pictures(args.out, pictures, args.steps)
+
+    return _run(args, call)
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--server", default=DEFAULT_TARGET, metavar="HOST:PORT", help="(default: %(default)s)")
+    parser.add_argument("--model", default="", help="name of a model (default: the server's default)")
+    parser.add_argument("--timeout-s", type=float, default=60.0, help="for each call (default: %(default)s)")
+
+
+def _add_out(parser: argparse.ArgumentParser, default: str, kinds: str) -> None:
+    parser.add_argument("--out", type=Path, default=Path(default), help=f"{kinds} (default: %(default)s)")
+
+
+def _add_resize(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--resize", choices=["crop", "stretch"], help="fit images that are not of the model's size")
+
+
+def _run(args: argparse.Namespace, call: Callable[[Client], None]) -> int:
+    try:
+        with Client(args.server, model=args.model, timeout_s=args.timeout_s) as client:
+            call(client)
+    except (LatentryError, ValueError, OSError) as error:
+        print(f"latentry: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _read_latents(path: Path) -> np.ndarray[Any, np.dtype[Any]]:
+    loaded = np.load(path, allow_pickle=False)
+    if not isinstance(loaded, np.lib.npyio.NpzFile):
+        return np.asarray(loaded)
+    with loaded:
+        for name in ("latents", "mean"):
+            if name in loaded.files:
+                return np.asarray(loaded[name])
+        raise ValueError(f"{path}: got arrays {', '.join(loaded.files) or 'none'}, wanted `latents` or `mean`")
+
+
+def _write_pictures(out: Path, pictures: Pictures, columns: int | None) -> None:
+    if out.suffix == ".npz":
+        seed = {} if pictures.seed is None else {"seed": np.uint64(pictures.seed)}
+        _write(out, arrays={"images": pictures.images, "latents": pictures.latents, **seed})
+    else:
+        sheet = grid(pictures.images, columns, scale=max(1, 64 // pictures.images.shape[1]))
+        _write(out, save=lambda file: sheet.save(file, "PNG"))
+
+
+def _write(
+    out: Path, *, arrays: Mapping[str, Any] | None = None, save: Callable[[IO[bytes]], None] | None = None
+) -> None:
+    """Write beside `out`, then rename: it is whole or as it was."""
+    if out.suffix not in ((".npz",) if save is None else (".png",)):
+        raise ValueError(f"--out: got {out}, wanted a name that ends in {'.npz' if save is None else '.png or .npz'}")
+    with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}.", delete=False) as file:
+        try:
+            save(file) if save is not None else np.savez_compressed(file, **(arrays or {}))
+            file.flush()
+            Path(file.name).chmod(0o644)
+            Path(file.name).replace(out)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+    print(f"wrote {out}")

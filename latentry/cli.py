@@ -1,0 +1,85 @@
+"""The command `latentry`. A subcommand's package is imported only when that subcommand is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from dataclasses import dataclass
+from typing import NoReturn
+
+from latentry import __version__
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """A subcommand: the module that has `add_NAME_arguments(parser)` and `run_NAME(args)`, and the extra it needs."""
+
+    module: str
+    help: str
+    extra: str = ""
+
+
+_COMMANDS = {
+    "train": _Command("training.cli", "fit a VAE to your images", "training"),
+    "evaluate": _Command("training.cli", "score a trained model on held-out images", "training"),
+    "export": _Command("training.cli", "write a trained model as a model folder: two ONNX graphs", "training"),
+    "serve": _Command("serving.cli", "serve model folders over gRPC", "serving"),
+    "models": _Command("latentry.call", "list the models of a running server"),
+    "encode": _Command("latentry.call", "images to latents"),
+    "decode": _Command("latentry.call", "latents to images"),
+    "sample": _Command("latentry.call", "draw new images"),
+    "interpolate": _Command("latentry.call", "walk from image to image"),
+    "demo": _Command("latentry.demo", "train, export, serve and call, on your images or ours", "training,serving"),
+}
+
+_EPILOG = """\
+a first picture, in two terminals:
+  latentry serve
+  latentry sample --count 64 --out samples.png
+
+`latentry COMMAND --help` explains each one.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    name = argv[0] if argv else ""
+    if name not in _COMMANDS:
+        _overview().parse_args(argv or ["--help"])  # --help, --version, or an error that names the commands
+        return 2
+    command = _COMMANDS[name]
+    try:
+        module = importlib.import_module(command.module)
+        parser = argparse.ArgumentParser(f"latentry {name}", formatter_class=argparse.RawDescriptionHelpFormatter)
+        getattr(module, f"add_{name}_arguments")(parser)
+        args = parser.parse_args(argv[1:])
+        status: int = getattr(module, f"run_{name}")(args)
+    except ModuleNotFoundError as error:
+        _say_what_is_missing(name, command, error)
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _overview() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "latentry",
+        description="Train convolutional VAEs, export encoder and decoder as ONNX, serve them over gRPC.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"latentry {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    for name, command in _COMMANDS.items():
+        commands.add_parser(name, help=command.help)
+    return parser
+
+
+def _say_what_is_missing(name: str, command: _Command, error: ModuleNotFoundError) -> NoReturn:
+    missing = (error.name or "").partition(".")[0]
+    if not command.extra or missing in ("latentry", "training", "serving"):
+        raise error
+    print(f"latentry {name}: {missing} is not installed: pip install 'latentry[{command.extra}]'", file=sys.stderr)
+    sys.exit(2)

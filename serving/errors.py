@@ -1,0 +1,122 @@
+"""What can go wrong, and what each caller is told.
+
+    bytes ─ interceptor ─ servicer ─ codec ─ batcher ─ engine
+            Draining      ModelNotFound   │      │
+            Internal      InvalidArgument ┘      ├ QueueFull
+                                                 └ DeadlinePassed
+
+Raise anywhere, translate once: the interceptor turns a `ServiceError` into its gRPC status and google.rpc details, and
+whatever else is raised into INTERNAL, which says nothing of the inside. `StartError` is the operator's: one line, exit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+DOMAIN = "latentry"
+
+
+class StartError(Exception):
+    """The service cannot start as it was told to; the message is the one line that the operator reads."""
+
+
+class ServiceError(Exception):
+    """A call that is not answered; `code` is its gRPC status and `details` what google.rpc says of it."""
+
+    code = grpc.StatusCode.UNKNOWN
+
+    def details(self) -> Sequence[Message]:
+        """The google.rpc messages that go with the status."""
+        return ()
+
+    def trailers(self) -> tuple[tuple[str, bytes], ...]:
+        """The trailing metadata that carries the details (`grpc-status-details-bin`)."""
+        packed = []
+        for detail in self.details():
+            packed.append(any_pb2.Any())
+            packed[-1].Pack(detail)
+        status = status_pb2.Status(code=self.code.value[0], message=str(self), details=packed)
+        return (("grpc-status-details-bin", status.SerializeToString()),)
+
+
+class InvalidArgument(ServiceError):
+    """The caller's fault: `field` of the request is not what it should be."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+    def __init__(self, field: str, got: object, wanted: str) -> None:
+        self.field = field
+        self.reason = f"got {got}, wanted {wanted}"
+        super().__init__(f"{field}: {self.reason}")
+
+    def details(self) -> Sequence[Message]:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=self.field, description=self.reason)
+        return [error_details_pb2.BadRequest(field_violations=[violation])]
+
+
+class ModelNotFound(ServiceError):
+    """No such model is loaded here."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+    def __init__(self, name: str, revision: str, known: Sequence[str]) -> None:
+        self.metadata = {"model": name[:64], "revision": revision[:64]}
+        wanted = f"{name[:64]!r}" + (f" {revision[:64]}" if revision else "")
+        super().__init__(f"model: got {wanted}, wanted one of {', '.join(known)}")
+
+    def details(self) -> Sequence[Message]:
+        return [error_details_pb2.ErrorInfo(reason="MODEL_NOT_FOUND", domain=DOMAIN, metadata=self.metadata)]
+
+
+class _Retryable(ServiceError):
+    """Worth trying again after `retry_after_s`."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+    def details(self) -> Sequence[Message]:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(self.retry_after_s * 1000))
+        return [error_details_pb2.RetryInfo(retry_delay=delay)]
+
+
+class QueueFull(_Retryable):
+    """More work is waiting than the queue may hold."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    def __init__(self, waiting: int, bound: int, retry_after_s: float) -> None:
+        super().__init__(f"queue full: {waiting} items are waiting of at most {bound}; try again", retry_after_s)
+
+
+class Draining(_Retryable):
+    """The server is shutting down and takes no new calls."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down", retry_after_s=1.0)
+
+
+class DeadlinePassed(ServiceError):
+    """The call's deadline passed while its work was still waiting; the work was not done."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+    def __init__(self) -> None:
+        super().__init__("the deadline passed before the work began")
+
+
+class Internal(ServiceError):
+    """Our fault; the log has the particulars, the caller does not."""
+
+    code = grpc.StatusCode.INTERNAL
+
+    def __init__(self) -> None:
+        super().__init__("internal error")

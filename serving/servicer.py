@@ -1,0 +1,172 @@
+"""The calls of `latentry.v1.VaeService`: each reads its request, computes, builds its reply.
+
+Nothing is caught here: what is raised becomes a status in the interceptor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+
+from latentry.v1 import vae_pb2 as pb
+from latentry.v1 import vae_pb2_grpc
+from serving import codec, latents
+from serving.batcher import Array
+from serving.errors import InvalidArgument
+from serving.interceptor import name_model, time_codec
+from serving.model import Float32s, Model
+from serving.repository import Models
+
+T = TypeVar("T")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
+    """Answers from `models`; image files are read and written in `codec_threads`, beside the event loop."""
+
+    def __init__(self, models: Models, codec_threads: ThreadPoolExecutor) -> None:
+        self._models = models
+        self._codec_threads = codec_threads
+
+    async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:  # noqa: N802
+        model = self._model(request.model)
+        temperature = codec.read_temperature(request)
+        images = await self._read_images(request.images, model, request.resize)
+        first = codec.read_first_index(request.first_index, len(images))
+        mean, logvar = await model.encode(images, _deadline(context))
+        with time_codec("out"):
+            reply = pb.EncodeResponse(
+                model=_ref(model), mean=codec.write_tensor(mean), logvar=codec.write_tensor(logvar)
+            )
+            if request.HasField("seed"):
+                noise = latents.standard_normals(request.seed, first, *mean.shape)
+                draw = mean + np.float32(temperature) * np.exp(0.5 * logvar) * noise
+                reply.latents.CopyFrom(codec.write_tensor(draw))
+                reply.seed = request.seed
+        return reply
+
+    async def Decode(self, request: pb.DecodeRequest, context: Context) -> pb.DecodeResponse:  # noqa: N802
+        model = self._model(request.model)
+        with time_codec("in"):
+            codec.check_output(request.output)
+            z = codec.read_latents(request.latents, model.manifest.latent_dim, model.limits.max_items)
+        images = await self._decode(z, model, request.output, context)
+        return pb.DecodeResponse(model=_ref(model), images=images)
+
+    async def Sample(self, request: pb.SampleRequest, context: Context) -> pb.SampleResponse:  # noqa: N802
+        model = self._model(request.model)
+        with time_codec("in"):
+            codec.check_output(request.output)
+            count = codec.read_count(request.count, model.limits.max_items)
+            first = codec.read_first_index(request.first_index, count)
+            temperature = np.float32(codec.read_temperature(request))
+            seed = request.seed if request.HasField("seed") else secrets.randbits(64)
+            z = temperature * latents.standard_normals(seed, first, count, model.manifest.latent_dim)
+        images = await self._decode(z, model, request.output, context)
+        return pb.SampleResponse(model=_ref(model), images=images, latents=codec.write_tensor(z), seed=seed)
+
+    async def Interpolate(self, request: pb.InterpolateRequest, context: Context) -> pb.InterpolateResponse:  # noqa: N802
+        model = self._model(request.model)
+        codec.check_output(request.output)
+        keys = await self._key_frames(request, model, context)
+        steps = codec.read_steps(request.steps, len(keys), model.limits.max_items)
+        z = _walk(keys, steps, request.path)
+        images = await self._decode(z, model, request.output, context)
+        return pb.InterpolateResponse(model=_ref(model), images=images, latents=codec.write_tensor(z))
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
+        models = [_info(model) for model in self._models.all()]
+        return pb.ListModelsResponse(models=models, default_model=self._models.default)
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # noqa: N802
+        return pb.GetModelResponse(model=_info(self._model(request.model)))
+
+    def _model(self, selector: pb.ModelSelector) -> Model:
+        kind = selector.WhichOneof("revision")
+        model = self._models.get(
+            selector.name,
+            selector.version if kind == "version" else None,
+            selector.label if kind == "label" else None,
+        )
+        name_model(model.manifest.name, model.manifest.version)
+        return model
+
+    async def _read_images(self, images: pb.Images, model: Model, resize: int) -> Array:
+        shape, most = model.manifest.image_shape, model.limits.max_items
+        with time_codec("in"):
+            if not codec.needs_time(images, resize):
+                return codec.read_images(images, shape, most, resize)
+            return await self._aside(lambda: codec.read_images(images, shape, most, resize))
+
+    async def _key_frames(self, request: pb.InterpolateRequest, model: Model, context: Context) -> Float32s:
+        kind = request.WhichOneof("key_frames")
+        if kind is None:
+            raise InvalidArgument("key_frames", "none", "latents or images, two or more")
+        if kind == "latents":
+            keys = codec.read_latents(request.latents, model.manifest.latent_dim, model.limits.max_items)
+        else:
+            images = await self._read_images(request.images, model, request.resize)
+            if len(images) > 1:
+                keys, _ = await model.encode(images, _deadline(context))
+            else:
+                keys = np.empty((1, 0), np.float32)
+        if len(keys) < 2:
+            raise InvalidArgument(kind, "one key frame", "two or more")
+        return keys
+
+    async def _decode(self, z: Float32s, model: Model, output: pb.ImageOutput, context: Context) -> pb.Images:
+        images = await model.decode(z, codec.wants_floats(output), _deadline(context))
+        with time_codec("out"):
+            if not codec.wants_files(output):
+                return codec.write_images(images, output)
+            return await self._aside(lambda: codec.write_images(images, output))
+
+    async def _aside(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._codec_threads, work)
+
+
+def _walk(keys: Float32s, steps: int, path: int) -> Float32s:
+    if path in (pb.INTERPOLATION_PATH_UNSPECIFIED, pb.INTERPOLATION_PATH_LINEAR):
+        return latents.linear_path(keys, steps)
+    if path != pb.INTERPOLATION_PATH_SPHERICAL:
+        raise InvalidArgument("path", path, "INTERPOLATION_PATH_LINEAR (1) or INTERPOLATION_PATH_SPHERICAL (2)")
+    try:
+        return latents.spherical_path(keys, steps)
+    except ValueError as error:
+        at = error.args[0]
+        got = f"key frames {at} and {at + 1} in opposite directions"
+        raise InvalidArgument("path", f"SPHERICAL with {got}", "LINEAR, or a key frame between them") from error
+
+
+def _deadline(context: Context) -> float | None:
+    left = context.time_remaining()
+    return None if left is None else asyncio.get_running_loop().time() + left
+
+
+def _ref(model: Model) -> pb.ModelRef:
+    return pb.ModelRef(name=model.manifest.name, version=model.manifest.version, digest=model.digest)
+
+
+def _info(model: Model) -> pb.ModelInfo:
+    about = model.manifest
+    height, width, channels = about.image_shape
+    return pb.ModelInfo(
+        model=_ref(model),
+        state=pb.MODEL_STATE_READY,
+        image_shape=pb.ImageShape(height=height, width=width, channels=channels),
+        latent_dim=about.latent_dim,
+        limits=pb.Limits(max_items=model.limits.max_items, max_message_bytes=model.limits.max_message_bytes),
+        likelihood=pb.Likelihood(name=about.likelihood.name, parameters=about.likelihood.parameters),
+        class_labels=about.labels,
+        evaluation=about.evaluation,
+        provider=model.provider,
+        precision="fp32",
+        provenance_json=json.dumps(about.provenance, sort_keys=True),
+    )
