@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -240,7 +240,7 @@ def _get(raw: Mapping[str, Any], key: str, kind: type, *, optional: bool = False
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _numbers_by_name(raw: Mapping[str, Any], key: str) -> dict[str, float]:

@@ -9,7 +9,7 @@ batch sizes, the buckets, and input and output buffers are allocated once for ea
 
 from __future__ import annotations
 
-import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,6 @@ from serving.errors import StartError
 
 Array = npt.NDArray[Any]
 _Ports = Mapping[str, tuple[type[np.generic], tuple[int, ...]]]  # of a graph, by name: type and shape of one item
-
-log = logging.getLogger(__name__)
 
 _DTYPES: Mapping[str, type[np.generic]] = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 
@@ -55,11 +53,11 @@ def choose_device(wanted: str, threads: int) -> DeviceChoice:
     `cuda` is strict: raises `StartError` when ONNX Runtime cannot use the GPU. `auto` takes a GPU if one works and
     otherwise the CPU, and the reason says which and why.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", wanted):
+        raise StartError(f"--device: got {wanted!r}, wanted auto, cpu, cuda or cuda:N")
     if wanted == "cpu":
         return DeviceChoice("CPUExecutionProvider", 0, threads, "as asked")
     kind, _, ordinal = wanted.partition(":")
-    if kind not in ("auto", "cuda") or (ordinal and not (kind == "cuda" and ordinal.isdecimal())):
-        raise StartError(f"--device: got {wanted!r}, wanted auto, cpu, cuda or cuda:N")
     choice = DeviceChoice("CUDAExecutionProvider", int(ordinal or 0), threads, "as asked")
     problem = _why_no_cuda(choice)
     if problem is None:

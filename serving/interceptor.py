@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from latentry.v1 import vae_pb2
-from serving.errors import Draining, Internal, ServiceError
+from serving.errors import Draining, Internal, InvalidArgument, ServiceError
 from serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -106,13 +107,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         if handler is None or service != _SERVICE:
             return handler
 
-        async def measured(request: Any, context: Any) -> Any:
-            return await self._answer(handler.unary_unary, rpc, request, context)
+        async def behaviour(data: bytes, context: Any) -> Any:
+            return await handler.unary_unary(_parse(handler.request_deserializer, data), context)
 
-        return grpc.unary_unary_rpc_method_handler(measured, handler.request_deserializer, handler.response_serializer)
+        async def measured(data: bytes, context: Any) -> Any:
+            return await self._answer(behaviour, rpc, data, context)
+
+        # Bytes are parsed here, so that what is no message is counted and answered like every other bad request.
+        return grpc.unary_unary_rpc_method_handler(measured, None, handler.response_serializer)
 
     async def _answer(
-        self, behaviour: Callable[[Any, Any], Awaitable[Any]], rpc: str, request: Any, context: Any
+        self, behaviour: Callable[[bytes, Any], Awaitable[Any]], rpc: str, data: bytes, context: Any
     ) -> Any:
         call = _Call(rpc, self._metrics)
         _call.set(call)
@@ -121,7 +126,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         code = grpc.StatusCode.OK
         try:
             with self._gate.passing():
-                return await behaviour(request, context)
+                return await behaviour(data, context)
         except ServiceError as error:
             code = error.code
             await _abort(context, error)
@@ -143,6 +148,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         m.request_seconds.labels(call.rpc).observe(seconds)
         m.grpc_handled.labels("unary", _SERVICE, call.rpc, _camel_case(code)).inc()
         m.grpc_seconds.labels("unary", _SERVICE, call.rpc).observe(seconds)
+
+
+def _parse(deserialise: Callable[[bytes], Any], data: bytes) -> Any:
+    try:
+        return deserialise(data)
+    except DecodeError as error:
+        raise InvalidArgument(
+            "request", f"{len(data)} bytes that cannot be parsed", "a message of this call"
+        ) from error
 
 
 async def _abort(context: Any, error: ServiceError) -> NoReturn:

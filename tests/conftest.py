@@ -1,0 +1,107 @@
+"""What the tests share: folders of models, real servers on free ports, real images."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import linear_model
+import numpy as np
+import pytest
+from linear_model import LinearModel
+
+from latentry.v1 import vae_pb2_grpc
+from serving.server import Service
+from serving.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+FASHION = ROOT / "data" / "fashion-mnist"
+
+
+@contextmanager
+def running_service(settings: Settings) -> Iterator[Service]:
+    """A service in this process, its event loop in a thread; drained at the end."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="service")
+    thread.start()
+
+    def wait(coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(60)
+
+    async def make() -> Service:
+        return Service(settings)
+
+    try:
+        service = wait(make())
+        try:
+            wait(service.start())
+            yield service
+            wait(service.drain())
+        finally:
+            service.close()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def settings_for(repository: Path, **changes: Any) -> Settings:
+    """Settings on free ports."""
+    return Settings(**{"models": repository, "port": 0, "metrics_port": 0, "device": "cpu", "drain_s": 5.0, **changes})
+
+
+@pytest.fixture(scope="session")
+def linear(tmp_path_factory: pytest.TempPathFactory) -> LinearModel:
+    """A linear VAE in a repository of its own."""
+    return linear_model.write(tmp_path_factory.mktemp("repository"))
+
+
+@pytest.fixture(scope="session")
+def linear_repository(linear: LinearModel) -> Path:
+    return linear.folder.parent.parent
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Service]]:
+    """Start services that are drained when the test ends: `serve(repository, **settings)`."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+        yield lambda repository, **changes: stack.enter_context(running_service(settings_for(repository, **changes)))
+
+
+@pytest.fixture(scope="session")
+def linear_service(linear_repository: Path) -> Iterator[Service]:
+    """One service of the linear model for all tests that only call it."""
+    with running_service(settings_for(linear_repository)) as service:
+        yield service
+
+
+@pytest.fixture
+def stub(linear_service: Service) -> Iterator[Any]:
+    """A bare stub to the linear model's service."""
+    with grpc.insecure_channel(f"localhost:{linear_service.port}") as channel:
+        yield vae_pb2_grpc.VaeServiceStub(channel)
+
+
+@pytest.fixture(scope="session")
+def fashion_images() -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The 10,000 real images that come with the repository, uint8 [N, 28, 28, 1]."""
+    raw = gzip.decompress((FASHION / "t10k-images-idx3-ubyte.gz").read_bytes())
+    return np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28, 1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder that LATENTRY_DATA names, with mnist/, fashion-mnist/ and lfw64/."""
+    folder = os.environ.get("LATENTRY_DATA")
+    if not folder:
+        pytest.skip("LATENTRY_DATA is not set")
+    return Path(folder)

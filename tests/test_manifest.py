@@ -1,0 +1,160 @@
+"""The model folder as a trust boundary."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from linear_model import LinearModel
+
+from latentry import manifest
+from latentry.manifest import AggregatePosterior, Likelihood, Manifest, ManifestError
+
+DIGESTS = {"encoder.onnx": "a" * 64, "decoder.onnx": "b" * 64}
+
+
+@pytest.fixture
+def folder(linear: LinearModel, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(linear.folder, tmp_path / "linear" / "1"))
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "manifest.json"
+    raw = json.loads(path.read_text())
+    change(raw)
+    path.write_text(json.dumps(raw))
+
+
+def test_a_manifest_survives_its_own_json() -> None:
+    about = Manifest(
+        "fashion-2",
+        3,
+        (28, 20, 3),
+        2,
+        Likelihood("gaussian", {"sigma": 0.25}),
+        DIGESTS,
+        provenance={"data": {"name": "x", "digest": "y"}},
+        evaluation={"elbo": -10.5},
+        aggregate_posterior=AggregatePosterior((0.0, 1.5), (1.0, 2.0)),
+        attributes={"smile": (1.0, -1.0)},
+        labels=("a", "b"),
+    )
+    assert manifest.parse(about.to_json()) == about
+
+
+def test_a_whole_folder_is_read_with_its_graphs(linear: LinearModel) -> None:
+    read = manifest.read(linear.folder)
+    assert read.manifest.image_shape == linear.shape
+    assert read.encoder == (linear.folder / "encoder.onnx").read_bytes()
+    assert read.digest == manifest.sha256((linear.folder / "manifest.json").read_bytes())
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "encoder.onnx", "decoder.onnx"])
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(ManifestError, match=rf"{name}: No such file"):
+        manifest.read(folder)
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])
+def test_one_changed_byte_is_found(folder: Path, name: str) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(ManifestError, match=rf"{name}: SHA-256: got"):
+        manifest.read(folder)
+
+
+@pytest.mark.parametrize("version", ["one", "01", "0", "-1", "1.5", " 1", "1_0", "\u0661"])
+def test_a_version_that_is_no_number_is_refused(folder: Path, version: str) -> None:
+    with pytest.raises(ManifestError, match="version: got"):
+        manifest.read(folder.rename(folder.parent / version))
+
+
+def test_the_folder_and_the_manifest_must_agree_on_name_and_version(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="version: got 1, wanted 2"):
+        manifest.read(folder.rename(folder.parent / "2"))
+    (tmp_path / "linear").rename(tmp_path / "other")
+    (tmp_path / "other" / "2").rename(tmp_path / "other" / "1")
+    with pytest.raises(ManifestError, match="name: got linear, wanted other"):
+        manifest.read(tmp_path / "other" / "1")
+
+
+def test_a_symbolic_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.onnx"
+    (folder / "encoder.onnx").rename(outside)
+    (folder / "encoder.onnx").symlink_to(outside)
+    with pytest.raises(ManifestError, match=r"encoder\.onnx: got a link to .*outside\.onnx, wanted a file inside"):
+        manifest.read(folder)
+
+
+def test_a_symbolic_link_within_the_folder_is_fine(folder: Path) -> None:
+    (folder / "encoder.onnx").rename(folder / "real.bin")
+    (folder / "encoder.onnx").symlink_to("real.bin")
+    assert manifest.read(folder).manifest.name == "linear"
+
+
+def test_a_loop_of_links_is_an_error_like_any_other(folder: Path) -> None:
+    (folder / "encoder.onnx").unlink()
+    (folder / "encoder.onnx").symlink_to("encoder.onnx")
+    with pytest.raises(ManifestError, match=r"encoder\.onnx"):
+        manifest.read(folder)
+
+
+def test_a_file_name_with_a_path_in_it_is_refused(folder: Path) -> None:
+    edit(folder, lambda raw: raw["files"].update({"../../secret": "a" * 64}))
+    with pytest.raises(ManifestError, match=r"files: got \.\./\.\./secret, wanted a plain file name"):
+        manifest.read(folder)
+
+
+def test_a_huge_manifest_is_not_read(folder: Path) -> None:
+    with (folder / "manifest.json").open("ab") as file:
+        file.truncate(manifest.MAX_MANIFEST_BYTES + 1)
+    with pytest.raises(ManifestError, match=r"manifest\.json: got \d+ bytes, wanted at most"):
+        manifest.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: raw.update(format=2), "format: got 2, wanted 1"),
+        (lambda raw: raw.pop("name"), "name: got nothing"),
+        (lambda raw: raw.update(name="../up"), "name: got ../up"),
+        (lambda raw: raw.update(version=True), "version: got bool"),
+        (lambda raw: raw.update(latent_dim=0), "latent_dim: got 0"),
+        (lambda raw: raw.update(latent_dim=10**9), "latent_dim: got 1000000000"),
+        (lambda raw: raw.update(image_shape=[28, 28]), "image_shape: got [28, 28]"),
+        (lambda raw: raw.update(image_shape=[28, 28, 2]), "image_shape: got [28, 28, 2]"),
+        (lambda raw: raw.update(image_shape=[0, 28, 1]), "image_shape: got [0, 28, 1]"),
+        (lambda raw: raw.update(image_shape=["28", 28, 1]), "image_shape"),
+        (lambda raw: raw.update(likelihood="gaussian"), "likelihood: got str"),
+        (lambda raw: raw.update(labels=[1]), "labels: got [1]"),
+        (lambda raw: raw["files"].pop("decoder.onnx"), "files: got ['encoder.onnx']"),
+        (lambda raw: raw["files"].update({"encoder.onnx": "xyz"}), "files.encoder.onnx: got xyz"),
+        (lambda raw: raw.update(evaluation={"elbo": "high"}), "evaluation.elbo: got high"),
+        (lambda raw: raw.update(aggregate_posterior={"mean": [0], "variance": [1]}), "aggregate_posterior.mean: got 1"),
+        (lambda raw: raw.update(attributes={"smile": [1, "x", 2, 3, 4]}), "smile: got [1, 'x', 2, 3, 4]"),
+    ],
+)
+def test_each_field_that_makes_no_sense_is_named(folder: Path, change: Any, message: str) -> None:
+    edit(folder, change)
+    with pytest.raises(ManifestError) as caught:
+        manifest.read(folder)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": NaN}', "[" * 100_000, "\x00"])
+def test_what_is_no_json_object_is_refused(text: str) -> None:
+    with pytest.raises(ManifestError, match=r"manifest\.json"):
+        manifest.parse(text)
+
+
+def test_numbers_too_large_for_a_float_are_refused(folder: Path) -> None:
+    edit(folder, lambda raw: raw.update(evaluation={"elbo": 10**400}))
+    with pytest.raises(ManifestError):
+        manifest.read(folder)
