@@ -1,0 +1,107 @@
+"""Checkpoints that survive a kill at any moment, a full disk, and being cut short.
+
+    RUN/checkpoints/step-000001200.ckpt  =  torch.save's bytes + their SHA-256
+
+Each is written beside its name, synced, and renamed; the last two are kept. Reading believes only the digest, and
+falls back to the one before. Knows nothing of what is inside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.errors import CheckpointError, RunError
+
+KEPT = 2
+_NAME = re.compile(r"step-(\d{9,})\.ckpt")
+_DIGEST_BYTES = 32
+
+
+def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write `state` as the checkpoint of `step`, then forget all but the last two.
+
+    Raises `RunError` if it cannot be written, for example to a full disk; the checkpoints before are left intact.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getvalue()
+    path = folder / f"step-{step:09d}.ckpt"
+    write_atomically(path, payload + hashlib.sha256(payload).digest())
+    for old in _paths(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
+    """The state in the newest whole checkpoint. What is cut short or damaged is said through `warn` and passed over.
+
+    Raises `CheckpointError` if none is whole.
+    """
+    paths = _paths(folder)
+    if not paths:
+        raise CheckpointError(f"{folder}: no checkpoint to go on from")
+    for index, path in enumerate(paths):
+        try:
+            return _read(path)
+        except CheckpointError as error:  # noqa: PERF203 - two rounds at most
+            before = (
+                f"falling back to {paths[index + 1].name}, the one before" if index + 1 < len(paths) else "none is left"
+            )
+            warn(f"{error}; {before}")
+    raise CheckpointError(f"{folder}: none of its {len(paths)} checkpoints is whole")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`, or leave it as it was. Raises `RunError` if the disk does not take it."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written: {error.strerror}; what was there before is intact") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's entries, such as a rename, outlast a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _paths(folder: Path) -> list[Path]:
+    """Newest first."""
+    found = [path for path in folder.glob("step-*.ckpt") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("step-")), reverse=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    payload, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+    if hashlib.sha256(payload).digest() != digest:
+        raise CheckpointError(f"{path}: cut short or damaged ({len(data)} bytes do not match their SHA-256)")
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint: {error}") from error
+    return state

@@ -1,0 +1,126 @@
+"""The subcommands `train`, `evaluate` and `export`: their flags, and the exit status of what they run.
+
+torch is imported only when a command runs, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from training import config_file, run
+from training.config import Config
+from training.errors import ConfigError, TrainingError
+
+EXIT_FAILED = 2
+EXIT_INTERRUPTED = 130
+
+_TRAIN_EPILOG = """\
+examples:
+  latentry train --preset fashion --data data/fashion-mnist --out runs/fashion
+  latentry train --data ~/photos --image-size 64 --out runs/photos      your own images
+  latentry train --out runs/photos --resume                             go on after a stop
+  tensorboard --logdir runs                                             watch
+
+An image set is an IDX folder (MNIST's and Fashion-MNIST's own files), a folder of images with or without a
+subfolder for each class, a .zip of images, or a .npz with `images` and perhaps `labels`.
+"""
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `latentry train`."""
+    parser.description = "Train a VAE on a set of images."
+    parser.epilog = _TRAIN_EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--data", metavar="PATH", help="the images")
+    parser.add_argument("--out", metavar="RUN", type=Path, help="the run's folder (default: runs/PRESET)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in RUN from its last checkpoint")
+    parser.add_argument(
+        "--preset", metavar="NAME", help=f"a config that comes along: {', '.join(config_file.presets())}"
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, help="a config of your own, in TOML, as RUN/config.toml is"
+    )
+    for flag, (_, _, kind, metavar, text) in _FLAGS.items():
+        parser.add_argument(flag, type=kind, metavar=metavar, help=text)
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """`latentry train`: fit a model, or go on with one."""
+    out = args.out or Path("runs") / (args.preset or "images")
+    return _outcome(lambda: _train(args, out), f"Stopped. To go on: latentry train --out {out} --resume")
+
+
+def _train(args: argparse.Namespace, out: Path) -> None:
+    config = _resumed(args, out) if args.resume else _new(args)
+    from training.fit import fit
+
+    fit(config, out, resume=args.resume)
+    print(f"Trained. Next: latentry evaluate {out}; latentry export {out} --to models/NAME/1", file=sys.stderr)
+
+
+def _new(args: argparse.Namespace) -> Config:
+    if args.preset and args.config:
+        raise ConfigError(f"got --preset {args.preset} and --config {args.config}, wanted one of the two")
+    config = config_file.read(args.config) if args.config else config_file.read_preset(args.preset or "images")
+    return config_file.override(config, _overrides(args))
+
+
+def _resumed(args: argparse.Namespace, out: Path) -> Config:
+    overrides = _overrides(args)
+    if args.preset or args.config:  # the command that began the run, with --resume added
+        overrides = config_file.to_dict(_new(args))
+    return run.resumed_config(out, overrides)
+
+
+def _overrides(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    overrides: dict[str, dict[str, Any]] = {"data": {}}
+    if args.data is not None:
+        overrides["data"]["path"] = args.data
+    for flag, (section, key, *_) in _FLAGS.items():
+        value = getattr(args, flag.removeprefix("--").replace("-", "_"))
+        if value is not None:
+            overrides.setdefault(section, {})[key] = value
+    return overrides
+
+
+def _outcome(command: Callable[[], None], interrupted: str) -> int:
+    """Run `command`; expected failures and Ctrl-C become one line on stderr and an exit status."""
+    try:
+        command()
+    except TrainingError as error:
+        print(f"latentry: error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    """`64` or `64x48` (HxW)."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise argparse.ArgumentTypeError(f"got {text}, wanted N or HxW, as 64 or 64x48")
+    return int(sides[0]), int(sides[-1])
+
+
+# flag: section and key of the config that it overrides, type, metavar, help
+_FLAGS: dict[str, tuple[str, str, Callable[[str], Any], str | None, str]] = {
+    "--image-size": ("data", "image_size", _size, "HxW", "resize and crop all images to this size (64, or 64x48)"),
+    "--channels": ("data", "channels", int, "1|3", "make all images grey (1) or RGB (3); default: as the files are"),
+    "--max-bad-share": ("data", "max_bad_share", float, "SHARE", "share of unreadable files to put up with (0.05)"),
+    "--model": ("model", "kind", str, "KIND", "conv or dense"),
+    "--latent-dim": ("model", "latent_dim", int, "N", "numbers that an image is encoded to"),
+    "--likelihood": ("objective", "likelihood", str, "NAME", "gaussian (grey or RGB) or bernoulli (black and white)"),
+    "--beta": ("objective", "beta", float, "B", "weight of the KL; 1 is the ELBO proper"),
+    "--learning-rate": ("optimiser", "learning_rate", float, "RATE", "AdamW's highest learning rate"),
+    "--epochs": ("run", "epochs", int, "N", "times that each image is seen"),
+    "--batch-size": ("run", "batch_size", int, "N", "images in a step"),
+    "--seed": ("run", "seed", int, "N", "of the weights, the order, the noise and the held-out share"),
+    "--device": ("run", "device", str, "NAME", "auto, cpu or cuda"),
+    "--precision": ("run", "precision", str, "NAME", "auto, fp32 or bf16; auto is bf16 where the hardware has it"),
+}

@@ -1,0 +1,128 @@
+"""Where a run's figures go: the JSON-lines log, TensorBoard, and a progress bar (or a line now and then)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from training.errors import RunError
+from training.figures import Grid
+
+_BOARD_EVERY = 10  # steps
+_LINE_EVERY_S = 15.0
+
+Figures = Mapping[str, float]
+
+
+class EventLog:
+    """RUN/log.jsonl: one object a line, `{"event": "step", "step": 12, ...}`.
+
+    A checkpoint holds the log's length; a run that resumes from it cuts the log back to that `position`, so that no
+    step is there twice.
+    """
+
+    def __init__(self, path: Path, position: int = 0) -> None:
+        self._path = path
+        with self._disk():
+            self._file = path.open("ab")
+            if self._file.tell() < position:
+                raise RunError(
+                    f"{path}: got {self._file.tell()} bytes, wanted the {position} that the checkpoint knows"
+                )
+            self._file.truncate(position)
+
+    def write(self, event: str, figures: Figures) -> None:
+        """Add a line; raises `RunError` if the disk is full."""
+        line = json.dumps({"event": event, **{name: _finite(value) for name, value in figures.items()}}) + "\n"
+        with self._disk():
+            self._file.write(line.encode())
+            self._file.flush()
+
+    def sync(self) -> int:
+        """Put all lines on the disk and return the log's length in bytes."""
+        with self._disk():
+            os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        with self._disk():
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"{self._path}: cannot be written: {error.strerror}") from error
+
+
+class Board:
+    """RUN/tensorboard: scalars every few steps and each epoch, and grids of images each epoch."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        # what a broken-off run wrote after `step` is hidden, because the resumed run writes it again
+        self._writer = SummaryWriter(str(folder), purge_step=step or None)
+
+    def step(self, step: int, figures: Figures) -> None:
+        """Add a training step's figures, if it is the turn of this step."""
+        if step % _BOARD_EVERY == 0:
+            self._scalars("training", step, figures)
+
+    def epoch(self, step: int, figures: Figures, grids: Mapping[str, Grid]) -> None:
+        """Add the held-out figures and the pictures of an epoch."""
+        self._scalars("held_out", step, figures)
+        for name, grid in grids.items():
+            self._writer.add_image(name, grid, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _scalars(self, group: str, step: int, figures: Figures) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(f"{group}/{name}", value, step)
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line every quarter of a minute. Both go to stderr."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(initial=step, total=steps, unit=" steps", disable=not self._terminal, dynamic_ncols=True)
+        self._last_line_s = time.monotonic()
+        self._steps = steps
+
+    def step(self, step: int, figures: Figures, seconds_left: float) -> None:
+        """Show a training step."""
+        text = _in_words(figures)
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update()
+        if not self._terminal and time.monotonic() - self._last_line_s >= _LINE_EVERY_S:
+            self._last_line_s = time.monotonic()
+            say(f"step {step}/{self._steps}, {text}, {tqdm.format_interval(seconds_left)} left")
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def say(line: str) -> None:
+    """Print a line to stderr, above the bar if there is one."""
+    tqdm.write(line, file=sys.stderr)
+
+
+def _in_words(figures: Figures) -> str:
+    nats = ", ".join(f"{name} {figures[name]:.1f}" for name in ("elbo", "reconstruction", "kl"))
+    return f"{nats} nats, {figures['images_per_s']:.0f} images/s"
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity: such a figure is null. All others keep every digit."""
+    return value if math.isfinite(value) else None

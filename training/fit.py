@@ -1,0 +1,206 @@
+"""Training: images in, a run folder out. `train_step` is one step; `fit` is the loop around it.
+
+    images -> train_step -> log, TensorBoard, progress bar -> checkpoint
+                 each epoch: the averaged weights, evaluated and drawn
+
+Stopped at any moment, even by kill -9, and resumed, a run gives the same numbers as one that was never stopped, bit
+for bit on a CPU in float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+from torch import Tensor
+
+from training import batches, checkpoint, data, figures, run, schedule, state
+from training.config import Config
+from training.config_file import to_dict
+from training.data import Dataset
+from training.ema import calibrate
+from training.errors import CheckpointError, RunError
+from training.evaluate import evaluate
+from training.events import Board, EventLog, Progress, say
+from training.loss import elbo
+from training.state import TrainingState
+
+_EPOCH_IMAGES = 2048  # to calibrate and to evaluate with after each epoch; `latentry evaluate` takes them all
+_MAX_SKIPPED_IN_A_ROW = 100
+
+
+def fit(config: Config, folder: Path, *, resume: bool) -> None:
+    """Train `config` in the run folder, from the start or from its newest checkpoint.
+
+    Raises a `TrainingError` for what is not our fault: data, a full disk, a damaged checkpoint, divergence.
+    """
+    dataset = data.load(config.data, config.run.seed)
+    training = state.initial(config, dataset)
+    _announce(dataset, training)
+    if not resume:
+        run.create(folder, config)
+    _Run(config, folder, dataset, training, resume=resume).to_the_end()
+
+
+def _announce(dataset: Dataset, training: TrainingState) -> None:
+    if dataset.unreadable:
+        say(f"left out {len(dataset.unreadable)} unreadable files: {'; '.join(dataset.unreadable[:5])}")
+    parameters = sum(parameter.numel() for parameter in training.model.parameters())
+    shape = "x".join(map(str, dataset.image_shape))
+    say(
+        f"{dataset.name}: {len(dataset.train)} images of {shape} to train on, {len(dataset.test)} held out; "
+        f"{parameters} parameters; {training.fabric.device}, {training.fabric._precision.precision}"
+    )
+
+
+def train_step(
+    training: TrainingState, x: Tensor, beta: float, learning_rate: float, clip_norm: float
+) -> dict[str, float]:
+    """One step on images x (N, C, H, W) in [0, 1]; returns its figures, in nats for each image.
+
+    If the loss or the gradient is not finite, the step is counted but changes nothing, BatchNorm's statistics and
+    the likelihood's sigma included.
+    """
+    model, generator = training.model, training.generator
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    observed = model.likelihood.observe(x, generator)
+    output, mean, logvar = training.forward(observed, generator)
+    terms = elbo(observed, output, mean, logvar, model.likelihood)
+    training.optimiser.zero_grad()
+    training.fabric.backward(terms.objective(beta))
+    norm = _clip_gradients(training, clip_norm)
+    if math.isfinite(norm) and math.isfinite(terms.value.item()):
+        _apply(training, learning_rate)
+    else:
+        _skip(training, buffers)
+    training.step += 1
+    return {
+        "elbo": terms.value.item(),
+        "reconstruction": terms.reconstruction.item(),
+        "kl": terms.kl.item(),
+        "beta": beta,
+        "learning_rate": learning_rate,
+        "gradient_norm": norm,
+        "skipped_steps": training.skipped,
+        **model.likelihood.parameters_by_name(),
+    }
+
+
+def _clip_gradients(training: TrainingState, limit: float) -> float:
+    """Shorten the gradient to `limit`; returns its length before."""
+    fabric = training.fabric
+    norm = fabric.clip_gradients(training.forward, training.optimiser, max_norm=limit, error_if_nonfinite=False)
+    return float(cast(Tensor, norm))
+
+
+def _apply(training: TrainingState, learning_rate: float) -> None:
+    for group in training.optimiser.param_groups:
+        group["lr"] = learning_rate
+    training.optimiser.step()
+    training.average.update(training.model, training.step)
+    training.skipped_in_a_row = 0
+
+
+def _skip(training: TrainingState, buffers: Sequence[Tensor]) -> None:
+    """Leave the weights alone, and put back what the forward pass has changed."""
+    for buffer, before in zip(training.model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+    training.skipped += 1
+    training.skipped_in_a_row += 1
+
+
+class _Run:
+    """A run in progress: the state, the folder, and where events go."""
+
+    def __init__(
+        self, config: Config, folder: Path, dataset: Dataset, training: TrainingState, *, resume: bool
+    ) -> None:
+        self.config, self.folder, self.dataset, self.training = config, folder, dataset, training
+        self.batch_size = min(config.run.batch_size, len(dataset.train))
+        self.steps_per_epoch = len(dataset.train) // self.batch_size  # what is left over comes in another epoch's order
+        self.steps = self.steps_per_epoch * config.run.epochs
+        position = self._restore() if resume else 0
+        self.log = EventLog(folder / run.LOG, position)
+        self.board = Board(folder / run.TENSORBOARD, training.step)
+        self.progress = Progress(training.step, self.steps)
+        self.begun_s, self.begun_step = time.monotonic(), training.step
+
+    def to_the_end(self) -> None:
+        with contextlib.closing(self.log), contextlib.closing(self.board), contextlib.closing(self.progress):
+            if self.training.step == 0:
+                self._save()  # so that a run can be resumed from its first moment
+            while self.training.step < self.steps:
+                self._epoch(self.training.step // self.steps_per_epoch)
+
+    def _epoch(self, epoch: int) -> None:
+        order = batches.epoch_order(len(self.dataset.train), self.config.run.seed, epoch)
+        for index in range(self.training.step % self.steps_per_epoch, self.steps_per_epoch):
+            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+            self._step(batches.to_tensor(self.dataset.train.pixels[chosen], self.training.fabric.device))
+            last = index + 1 == self.steps_per_epoch
+            if self.training.step % self.config.run.checkpoint_steps == 0 and not last:
+                self._save()
+        self._after_epoch(epoch + 1)
+        self._save()
+
+    def _step(self, x: Tensor) -> None:
+        training, config = self.training, self.config
+        beta = schedule.beta(config.objective, training.step, self.steps)
+        learning_rate = schedule.learning_rate(config.optimiser, training.step, self.steps)
+        result = train_step(training, x, beta, learning_rate, config.optimiser.clip_norm)
+        if training.skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
+            raise RunError(
+                f"{_MAX_SKIPPED_IN_A_ROW} steps in a row were not finite: lower --learning-rate, or try fp32"
+            )
+        steps_per_s = (training.step - self.begun_step) / (time.monotonic() - self.begun_s)
+        result["images_per_s"] = steps_per_s * len(x)
+        self.log.write("step", {"step": training.step, **result})
+        self.board.step(training.step, result)
+        self.progress.step(training.step, result, (self.steps - training.step) / steps_per_s)
+
+    def _after_epoch(self, epoch: int) -> None:
+        model = self.training.average.model
+        calibrate(model, batches.spread(self.dataset.train.pixels, _EPOCH_IMAGES))
+        held_out = batches.spread(self.dataset.test.pixels, _EPOCH_IMAGES)
+        result: Mapping[str, float] = asdict(evaluate(model, held_out))
+        grids = {
+            "reconstructions": figures.reconstructions(model, held_out),
+            "samples": figures.samples(model, self.config.model.latent_dim),
+        }
+        step = self.training.step
+        self.log.write("epoch", {"epoch": epoch, "step": step, **result})
+        self.board.epoch(step, result, grids)
+        say(
+            f"epoch {epoch}/{self.config.run.epochs}: held-out ELBO {result['elbo']:.2f} nats "
+            f"(reconstruction {result['reconstruction']:.2f}, KL {result['kl']:.2f}), PSNR {result['psnr_db']:.2f} dB"
+        )
+        try:
+            for name, grid in grids.items():
+                figures.write_png(grid, self.folder / run.FIGURES / f"{name}.png")
+            figures.write_training_curve(self.folder / run.LOG, self.folder / run.FIGURES / "training.png")
+        except OSError as error:
+            raise RunError(f"{self.folder / run.FIGURES}: cannot be written: {error.strerror}") from error
+
+    def _save(self) -> None:
+        saved = {
+            **self.training.to_checkpoint(),
+            "config": to_dict(self.config),
+            "data_sha256": self.dataset.digest,
+            "log_bytes": self.log.sync(),
+        }
+        checkpoint.save(self.folder / run.CHECKPOINTS, self.training.step, saved)
+
+    def _restore(self) -> int:
+        saved = checkpoint.load(self.folder / run.CHECKPOINTS, warn=say)
+        if saved["data_sha256"] != self.dataset.digest:
+            raise CheckpointError(
+                f"{self.config.data.path}: these are other images than the run was begun with "
+                f"(SHA-256 {self.dataset.digest[:12]}, wanted {saved['data_sha256'][:12]})"
+            )
+        self.training.restore(saved)
+        return int(saved["log_bytes"])

@@ -1,0 +1,68 @@
+"""IDX files, the format of MNIST and Fashion-MNIST (yann.lecun.com/exdb/mnist), gzipped or not."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+from typing import IO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.errors import DataError
+from training.images import Images
+
+_PARTS = ("train", "t10k")
+_UINT8 = 0x08
+
+
+def parts(folder: Path) -> list[str]:
+    """Which of `train` and `t10k` the folder holds."""
+    return [part for part in _PARTS if _find(folder, f"{part}-images", 3)]
+
+
+def read(folder: Path, part: str) -> Images:
+    """The images of `part`, with their labels where the folder has them. Raises `DataError` if a file is not whole."""
+    path = _find(folder, f"{part}-images", 3)
+    if path is None:
+        raise DataError(f"{folder}: no file {part}-images-idx3-ubyte or {part}-images-idx3-ubyte.gz")
+    pixels = _read_array(path, 3)[..., np.newaxis]
+    labels_path = _find(folder, f"{part}-labels", 1)
+    if labels_path is None:
+        return Images(pixels)
+    labels = _read_array(labels_path, 1).astype(np.int64)
+    if len(labels) != len(pixels):
+        raise DataError(f"{labels_path}: got {len(labels)} labels, wanted {len(pixels)}, one for each image of {path}")
+    return Images(pixels, labels)
+
+
+def _find(folder: Path, stem: str, dimensions: int) -> Path | None:
+    for joint in ("-", "."):  # both spellings are about
+        for suffix in ("", ".gz"):
+            path = folder / f"{stem}{joint}idx{dimensions}-ubyte{suffix}"
+            if path.is_file():
+                return path
+    return None
+
+
+def _read_array(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    try:
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rb") as file:
+            return _parse(cast(IO[bytes], file), path, dimensions)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: not a whole IDX file: {error}") from error
+
+
+def _parse(file: IO[bytes], path: Path, dimensions: int) -> NDArray[np.uint8]:
+    header = file.read(4 * (1 + dimensions))
+    if len(header) < 4 * (1 + dimensions) or header[:4] != bytes([0, 0, _UINT8, dimensions]):
+        raise DataError(f"{path}: got {header[:4]!r}, wanted the header of uint8 IDX with {dimensions} dimensions")
+    shape = struct.unpack(f">{dimensions}I", header[4:])
+    wanted = int(np.prod(shape, dtype=object))
+    data = file.read(wanted)
+    if len(data) != wanted:
+        raise DataError(f"{path}: cut short: got {len(data)} bytes after the header, wanted {wanted} for {shape}")
+    return np.frombuffer(data, np.uint8).reshape(shape)

@@ -1,0 +1,60 @@
+"""The run folder: where a run keeps its config, checkpoints, log and pictures.
+
+RUN/config.toml  RUN/checkpoints/  RUN/log.jsonl  RUN/tensorboard/  RUN/figures/  RUN/evaluation.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from training import config_file
+from training.checkpoint import write_atomically
+from training.config import Config
+from training.errors import ConfigError, RunError
+
+CONFIG = "config.toml"
+CHECKPOINTS = "checkpoints"
+LOG = "log.jsonl"
+TENSORBOARD = "tensorboard"
+FIGURES = "figures"
+EVALUATION = "evaluation.json"
+
+
+def create(folder: Path, config: Config) -> None:
+    """Make the folder of a new run. Raises `RunError` if it holds a run already or cannot be made."""
+    if (folder / CONFIG).exists():
+        raise RunError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
+    try:
+        for name in (CHECKPOINTS, FIGURES):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be made: {error.strerror}") from error
+    write_atomically(folder / CONFIG, config_file.to_toml(config).encode())
+
+
+def read_config(folder: Path) -> Config:
+    """The config that a run was started with. Raises `RunError` if `folder` holds no run."""
+    if not (folder / CONFIG).is_file():
+        raise RunError(f"{folder} holds no run: it has no {CONFIG}")
+    return config_file.read(folder / CONFIG)
+
+
+def resumed_config(folder: Path, overrides: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The config to resume with: the run's own. The images may have moved, but all else must be as it was.
+
+    Raises `ConfigError` naming a flag that asks for something else.
+    """
+    recorded = read_config(folder)
+    asked = config_file.override(recorded, overrides)
+    recorded = replace(recorded, data=replace(recorded.data, path=asked.data.path))
+    before, after = config_file.to_dict(recorded), config_file.to_dict(asked)
+    for section, values in after.items():
+        for key, value in values.items():
+            if before[section].get(key) != value:
+                raise ConfigError(
+                    f"{section}.{key}: got {value}, wanted {before[section].get(key)}: a run resumes as it was begun"
+                )
+    return recorded

@@ -1,0 +1,22 @@
+"""What changes with the step: the learning rate and beta. Both are functions of the step alone, so that a resumed
+run needs no more than the step to go on as it was."""
+
+from __future__ import annotations
+
+import math
+
+from training.config import ObjectiveConfig, OptimiserConfig
+
+
+def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
+    """Linear growth over the warm-up, then a cosine that reaches zero after the last of `steps`."""
+    warmup = min(config.warmup_steps, steps // 5)  # a short run must not be all warm-up
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+
+def beta(config: ObjectiveConfig, step: int, steps: int) -> float:
+    """The KL's weight: from near 0 in a straight line to `config.beta`, then constant."""
+    warmup = round(config.beta_warmup * steps)
+    return config.beta * min(1.0, (step + 1) / max(warmup, 1))
