@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NoReturn
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -32,11 +34,13 @@ from serving.settings import Settings
 log = logging.getLogger(__name__)
 
 _SERVICE = vae_pb2.DESCRIPTOR.services_by_name["VaeService"].full_name
-_LAST_REPLIES_S = 5.0  # for replies that are on their way out when every call has been answered
+_LAST_REPLIES_S = 0.25  # for replies that are on their way out when every call has been answered
 
 
 class Service:
-    """A running service. `start` raises `StartError`; `port` and `metrics_port` say where it listens then."""
+    """A running service. `start` raises `StartError`; `models`, `port` and `metrics_port` are there then."""
+
+    models: Models
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -55,12 +59,12 @@ class Service:
         choice = engine.choose_device(settings.device, processors.available())
         log.info("device %s (%s), %d threads", choice.provider, choice.reason, choice.threads)
         load = partial(model.load, choice=choice, device=self._device, settings=settings, metrics=self.metrics)
-        models = repository.load_all(settings.models, load)
-        for each in models.all():
+        self.models = repository.load_all(settings.models, load)
+        for each in self.models.all():
             about = each.manifest
             shape = "x".join(map(str, about.image_shape))
             log.info("loaded %s version %d: %s, %d latents", about.name, about.version, shape, about.latent_dim)
-        self._server = self._make_server(models)
+        self._server = self._make_server()
         self.port = self._listen(self._server)
         self.metrics_port = self._serve_metrics()
         await self._server.start()
@@ -69,24 +73,27 @@ class Service:
         log.info("gRPC on %s:%d, metrics on port %d", settings.host, self.port, self.metrics_port)
 
     async def drain(self) -> None:
-        """Say NOT_SERVING, refuse new calls, let those that came finish within `drain_s`, stop."""
+        """Say NOT_SERVING, refuse new calls, and let those that came finish within `drain_s`."""
         log.info("draining")
         self.metrics.ready.set(0)
         self._gate.shut = True
         await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         if not await self._gate.wait_empty(self.settings.drain_s):
             log.warning("calls were still running after %g s", self.settings.drain_s)
-        await self._server.stop(_LAST_REPLIES_S)
+        await asyncio.sleep(_LAST_REPLIES_S)
+
+    async def stop(self) -> None:
+        """End the server; what still runs, or comes, is cancelled."""
+        await self._server.stop(None)
         self.close()
-        log.info("stopped")
 
     def close(self) -> None:
         """End the threads."""
         for close in self._closers:
             close()
 
-    def _make_server(self, models: Models) -> grpc.aio.Server:
-        most = max(each.limits.max_message_bytes for each in models.all())
+    def _make_server(self) -> grpc.aio.Server:
+        most = max(each.limits.max_message_bytes for each in self.models.all())
         server = grpc.aio.server(
             interceptors=[CallInterceptor(self.metrics, self._gate)],
             options=[
@@ -95,7 +102,7 @@ class Service:
                 ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a share
             ],
         )
-        vae_pb2_grpc.add_VaeServiceServicer_to_server(VaeServicer(models, self._codec_threads), server)
+        vae_pb2_grpc.add_VaeServiceServicer_to_server(VaeServicer(self.models, self._codec_threads), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (_SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
@@ -125,21 +132,23 @@ class Service:
             await self._health.set(service, status)
 
 
-async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal stops at once."""
+async def serve(settings: Settings) -> NoReturn:
+    """Serve until SIGTERM or SIGINT, drain, exit with status 0; a second signal exits at once."""
+    asked, at_once = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: (at_once if asked.is_set() else asked).set())
     service = Service(settings)
     try:
         await service.start()
     except BaseException:
         service.close()
         raise
-    asked, at_once = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: (at_once if asked.is_set() else asked).set())
     await asked.wait()
-    draining = asyncio.ensure_future(service.drain())
-    impatient = asyncio.ensure_future(at_once.wait())
-    await asyncio.wait({draining, impatient}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (draining, impatient):
-        task.cancel()
+    steps = [asyncio.ensure_future(step) for step in (service.drain(), at_once.wait())]
+    await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
+    log.info("stopped")
+    # Not `Service.stop`: grpc's own end answers calls that are arriving with CANCELLED, which no client tries again.
+    # When the sockets close, they fail with UNAVAILABLE.
+    logging.shutdown()
+    os._exit(0)

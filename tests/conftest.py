@@ -43,7 +43,7 @@ def running_service(settings: Settings) -> Iterator[Service]:
         try:
             wait(service.start())
             yield service
-            wait(service.drain())
+            wait(service.stop())
         finally:
             service.close()
     finally:
