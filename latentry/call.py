@@ -156,7 +156,10 @@ def _run(args: argparse.Namespace, call: Callable[[Client], None]) -> int:
 
 
 def _read_latents(path: Path) -> np.ndarray[Any, np.dtype[Any]]:
-    loaded = np.load(path, allow_pickle=False)
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: got no .npz or .npy file, wanted one with latents") from error
     if not isinstance(loaded, np.lib.npyio.NpzFile):
         return np.asarray(loaded)
     with loaded:

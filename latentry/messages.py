@@ -32,6 +32,13 @@ def choice(name: str, value: str | None, known: dict[Any, Any]) -> Any:
     return known[value]
 
 
+def check_seed(seed: int) -> int:
+    """`seed`, if it is one; raises `ValueError`."""
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed: got {seed}, wanted 0 to 2^64 - 1")
+    return seed
+
+
 def write_tensor(array: Array) -> pb.Tensor:
     """`array` as a message; uint8 stays, any other type becomes float32."""
     if array.dtype != np.uint8:

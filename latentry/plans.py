@@ -37,7 +37,7 @@ def encode(
         part = messages.write_images(items[at : at + info.limits.max_items])
         request = pb.EncodeRequest(model=selector, images=part, resize=fit, first_index=at)
         if seed is not None:
-            request.seed, request.temperature = seed, temperature
+            request.seed, request.temperature = messages.check_seed(seed), temperature
         replies.append((yield "Encode", request))
     mean, logvar = ([messages.read_tensor(getattr(r, name)) for r in replies] for name in ("mean", "logvar"))
     draws = [messages.read_tensor(r.latents) for r in replies] if seed is not None else None
@@ -77,7 +77,7 @@ def sample(
         request = pb.SampleRequest(
             model=selector,
             count=min(count - at, info.limits.max_items),
-            seed=seed,
+            seed=None if seed is None else messages.check_seed(seed),
             first_index=first_index + at,
             temperature=temperature,
             output=output,

@@ -13,7 +13,6 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NoReturn
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -132,7 +131,7 @@ class Service:
             await self._health.set(service, status)
 
 
-async def serve(settings: Settings) -> NoReturn:
+async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, drain, exit with status 0; a second signal exits at once."""
     asked, at_once = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -1,0 +1,63 @@
+# One verb per habit. Every target makes .venv itself when it is missing or older than what it was made from.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# Where pip finds torch: empty for the package index that pip is set to, whose build for Linux brings several GB of
+# CUDA; https://download.pytorch.org/whl/cpu has a build for CPUs only.
+TORCH_INDEX ?=
+INSTALL := $(PIP) install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.PHONY: help demo test lint format protos lock bench image gpu-check clean
+.DEFAULT_GOAL := help
+
+help: ## say what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.made: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"Python {sys.version.split()[0]} is too old: 3.10 or newer is needed"'
+	@echo "installing into $(VENV) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.made ## train, export, serve and call; pictures in out/demo
+	@$(BIN)/latentry demo --data data/fashion-mnist --out out/demo
+
+test: $(VENV)/.made ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.made ## check style and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+format: $(VENV)/.made ## rewrite the code in its one style
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+# grpcio-tools is pinned to a release whose stubs run with protobuf 6 and 7 both.
+protos: $(VENV)/.made ## make the stubs from protos/
+	@$(BIN)/python -W ignore -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. \
+	  $(sort $(wildcard protos/latentry/*/*.proto))
+
+lock: ## write constraints.txt anew (needs uv)
+	@sed -n '/^#/p' constraints.txt >constraints.new && echo torch==2.13.0 >constraints.pin
+	@uv pip compile -q --universal --python-version 3.10 --no-header --no-annotate --extra dev --extra cuda \
+	  pyproject.toml -c constraints.pin >>constraints.new
+	@mv constraints.new constraints.txt && rm constraints.pin
+
+bench: $(VENV)/.made ## time the service beside a bare gRPC echo and bare ONNX Runtime
+	@$(BIN)/python benchmarks/serve.py
+
+image: ## build the serving image (CONTAINER=docker, podman or buildah)
+	$(CONTAINER) build -t latentry .
+
+CONTAINER ?= docker
+
+gpu-check: $(VENV)/.made ## on a machine with an NVIDIA GPU: CUDA is used, agrees with the CPU, and how fast
+	@$(BIN)/python benchmarks/gpu_check.py
+
+clean: ## remove what the other targets made, except models
+	rm -rf $(VENV) out

@@ -1,0 +1,178 @@
+"""Both clients against a real server: arrays and Pillow images in and out, splitting, retries, errors."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from conftest import running_service, settings_for
+from PIL import Image
+
+import latentry
+from latentry import AsyncClient, Client, LatentryError
+from serving.server import Service
+
+Images = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@pytest.fixture
+def client(linear_service: Service) -> Any:
+    with Client(f"localhost:{linear_service.port}") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def images() -> Images:
+    return np.random.default_rng(3).integers(0, 256, (6, 12, 10, 1), np.uint8)
+
+
+def test_images_of_every_kind_are_encoded_alike(client: Client, images: Images, tmp_path: Path) -> None:
+    pillow = [Image.fromarray(image[:, :, 0]) for image in images]
+    paths = [tmp_path / f"{i}.png" for i in range(6)]
+    for image, path in zip(pillow, paths, strict=True):
+        image.save(path)
+    expected = client.encode(images).mean
+    assert expected.shape == (6, 5)
+    same: list[Any] = [images[..., 0], pillow, paths, [str(p) for p in paths], [p.read_bytes() for p in paths]]
+    for kind in [*same, images / 255]:
+        np.testing.assert_allclose(client.encode(kind).mean, expected, atol=1e-6)
+    np.testing.assert_allclose(client.encode(pillow[0]).mean, expected[:1], atol=1e-6)
+    np.testing.assert_allclose(client.encode([paths[0].read_bytes()] * 2).mean, expected[[0, 0]], atol=1e-6)
+
+
+def test_pictures_become_pillow_images_and_grids(client: Client) -> None:
+    pictures = client.sample(7, seed=1)
+    opened = pictures.pillow()
+    assert [(image.size, image.mode) for image in opened] == [((10, 12), "L")] * 7
+    assert np.asarray(opened[3]).tolist() == pictures.images[3, :, :, 0].tolist()
+    assert pictures.grid(columns=3).size == (3 * 12 - 2, 3 * 14 - 2)
+    assert pictures.grid().size == pictures.grid(3).size
+    floats = client.decode(pictures.latents, dtype="float32")
+    assert floats.images.dtype == np.float32
+    assert np.abs(floats.images * 255 - pictures.images).max() <= 0.51
+    doubled = latentry.grid(pictures.images, 7, gap=0, scale=2)
+    assert np.asarray(doubled)[::2, ::2].tolist() == np.concatenate(list(pictures.images[..., 0]), axis=1).tolist()
+
+
+def test_inputs_larger_than_the_limits_are_split_unnoticed(serve: Any, linear_repository: Path, images: Images) -> None:
+    service = serve(linear_repository, max_request_items=4)
+    with Client(f"localhost:{service.port}") as small:
+        assert small.info().limits.max_items == 4
+        whole = small.sample(11, seed=2)
+        assert whole.images.shape == (11, 12, 10, 1)
+        assert (
+            whole.latents.tolist()
+            == small.sample(3, seed=2).latents.tolist() + small.sample(8, seed=2, first_index=3).latents.tolist()
+        )
+        assert len(np.unique(small.sample(11).latents, axis=0)) == 11, "one seed for all parts"
+        decoded = small.decode(whole.latents)
+        assert decoded.images.tolist() == whole.images.tolist()
+        encoded = small.encode(images, seed=8)
+        one_by_one = [small.encode(images[i : i + 1]).mean for i in range(6)]
+        np.testing.assert_allclose(encoded.mean, np.concatenate(one_by_one), atol=1e-6)
+        assert encoded.latents is not None
+        noise = (encoded.latents - encoded.mean) / np.exp(encoded.logvar / 2)
+        np.testing.assert_allclose(noise, small.sample(6, seed=8).latents, atol=1e-4)
+
+
+def test_the_channel_takes_messages_as_large_as_the_model_says(serve: Any, tmp_path: Path) -> None:
+    """One reply of 1024 float images of 64x64x3 is 12 times gRPC's own limit of 4 MiB."""
+    import linear_model
+
+    linear_model.write(tmp_path, shape=(64, 64, 3), z=2)
+    service = serve(tmp_path)
+    with Client(f"localhost:{service.port}") as client:
+        most = client.info().limits.max_items
+        assert most == 1024
+        pictures = client.sample(most, seed=1, dtype="float32")
+        assert pictures.images.nbytes == 1024 * 64 * 64 * 3 * 4
+        assert client.encode(pictures.images).mean.shape == (1024, 2)
+
+
+def test_interpolation_takes_latents_or_images(client: Client, images: Images) -> None:
+    keys = client.encode(images[:3]).mean
+    walk = client.interpolate(keys, steps=5)
+    assert walk.images.shape == (9, 12, 10, 1)
+    np.testing.assert_allclose(client.interpolate(images[:3], steps=5).latents, walk.latents, atol=1e-5)
+    assert client.interpolate(keys, steps=5, path="spherical").latents.shape == (9, 5)
+
+
+def test_the_async_client_makes_the_same_calls(linear_service: Service, client: Client, images: Images) -> None:
+    async def calls() -> None:
+        async with AsyncClient(f"localhost:{linear_service.port}") as other:
+            assert (await other.info()) == client.info()
+            assert [m.model.name for m in await other.models()] == ["linear"]
+            many = await asyncio.gather(*(other.sample(1, seed=5, first_index=k) for k in range(20)))
+            assert np.concatenate([p.images for p in many]).tolist() == client.sample(20, seed=5).images.tolist()
+            assert (await other.encode(images)).mean.tolist() == client.encode(images).mean.tolist()
+            assert (await other.decode(many[0].latents)).images.tolist() == many[0].images.tolist()
+            assert (await other.interpolate(images[:2], steps=3)).images.shape == (3, 12, 10, 1)
+            with pytest.raises(LatentryError, match="INVALID_ARGUMENT: count: got -1"):
+                await other.sample(-1)
+
+    asyncio.run(calls())
+
+
+def test_errors_carry_the_status_and_what_was_wrong(client: Client, linear_service: Service) -> None:
+    with pytest.raises(LatentryError, match=r"latents\.shape: got \[2, 6\], wanted \[N, 5\]") as caught:
+        client.decode(np.zeros((2, 6)))
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(LatentryError, match="count: got 0"):
+        client.sample(0)
+    with pytest.raises(LatentryError, match="wanted one of linear version 1"):
+        Client(f"localhost:{linear_service.port}", model="other").info()
+    with pytest.raises(ValueError, match=r"latents: got shape \[3\], wanted \[N, Z\]"):
+        client.decode(np.zeros(3))
+    with pytest.raises(ValueError, match="path: got 'round'"):
+        client.interpolate(np.zeros((2, 5), np.float32), path="round")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="wanted"):
+        client.encode(np.zeros((3, 3)))
+    with pytest.raises(TypeError, match="got a int"):
+        client.encode([1, 2])  # type: ignore[list-item]
+    with pytest.raises(FileNotFoundError):
+        client.encode(Path("nowhere.png"))
+
+
+def test_a_server_that_is_not_there_yet_is_waited_for(linear_repository: Path, free_port: int) -> None:
+    found: list[Any] = []
+    with Client(f"localhost:{free_port}") as client:
+        thread = threading.Thread(target=lambda: found.append(client.sample(2, seed=1)))
+        thread.start()
+        time.sleep(0.3)  # the first attempt has failed by now
+        with running_service(settings_for(linear_repository, port=free_port)):
+            thread.join()
+    assert found[0].images.shape == (2, 12, 10, 1)
+
+
+def test_a_server_that_never_comes_is_unavailable(free_port: int) -> None:
+    with Client(f"localhost:{free_port}", timeout_s=1.0) as client, pytest.raises(LatentryError) as caught:
+        client.sample(1)
+    assert caught.value.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+def test_a_restart_between_calls_goes_unnoticed(linear_repository: Path, free_port: int) -> None:
+    with Client(f"localhost:{free_port}") as client:
+        with running_service(settings_for(linear_repository, port=free_port)):
+            before = client.sample(2, seed=1)
+        with running_service(settings_for(linear_repository, port=free_port)):
+            after = client.sample(2, seed=1)
+    assert before.images.tolist() == after.images.tolist()
+
+
+def test_many_threads_share_one_client(client: Client) -> None:
+    results: dict[int, Any] = {}
+    threads = [threading.Thread(target=lambda k=k: results.update({k: client.sample(3, seed=k)})) for k in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k, pictures in results.items():
+        assert pictures.seed == k
+        assert pictures.images.tolist() == client.sample(3, seed=k).images.tolist()
+    assert len(results) == 16
