@@ -9,11 +9,19 @@ from training import cli
 
 
 def main() -> int:
+    """Parse the command line and run one subcommand; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m training")
-    commands = parser.add_subparsers(dest="command", required=True)
-    cli.add_train_arguments(commands.add_parser("train"))
+    commands = parser.add_subparsers(required=True)
+    for name, add_arguments, run in (
+        ("train", cli.add_train_arguments, cli.run_train),
+        ("evaluate", cli.add_evaluate_arguments, cli.run_evaluate),
+        ("export", cli.add_export_arguments, cli.run_export),
+    ):
+        command = commands.add_parser(name)
+        add_arguments(command)
+        command.set_defaults(run_command=run)
     args = parser.parse_args()
-    return cli.run_train(args)
+    return int(args.run_command(args))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ falls back to the one before. Knows nothing of what is inside.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import os
 import pickle
 import re
 from collections.abc import Callable
@@ -20,7 +18,8 @@ from typing import Any
 
 import torch
 
-from training.errors import CheckpointError, RunError
+from training.disk import write_atomically
+from training.errors import CheckpointError
 
 KEPT = 2
 _NAME = re.compile(r"step-(\d{9,})\.ckpt")
@@ -59,31 +58,6 @@ def load(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
             )
             warn(f"{error}; {before}")
     raise CheckpointError(f"{folder}: none of its {len(paths)} checkpoints is whole")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`, or leave it as it was. Raises `RunError` if the disk does not take it."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot be written: {error.strerror}; what was there before is intact") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the folder's entries, such as a rename, outlast a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _paths(folder: Path) -> list[Path]:

@@ -6,13 +6,16 @@ torch is imported only when a command runs, so that --help answers at once.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from training import config_file, run
 from training.config import Config
+from training.disk import write_atomically
 from training.errors import ConfigError, TrainingError
 
 EXIT_FAILED = 2
@@ -52,6 +55,78 @@ def run_train(args: argparse.Namespace) -> int:
     """`latentry train`: fit a model, or go on with one."""
     out = args.out or Path("runs") / (args.preset or "images")
     return _outcome(lambda: _train(args, out), f"Stopped. To go on: latentry train --out {out} --resume")
+
+
+_EVALUATE_EPILOG = """\
+example:
+  latentry evaluate runs/fashion
+
+Prints the figures on the held-out images, at beta = 1, and writes them to RUN/evaluation.json.
+"""
+
+_EXPORT_EPILOG = """\
+example:
+  latentry export runs/fashion --to models/fashion/1
+
+Writes encoder.onnx, decoder.onnx, manifest.json, a model card and a preview, once ONNX Runtime agrees with torch on
+held-out images; otherwise nothing.
+"""
+
+
+def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `latentry evaluate`."""
+    parser.description = "Score a trained model on images that it was not trained on."
+    parser.epilog = _EVALUATE_EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    _add_run_arguments(parser)
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    """`latentry evaluate`: print a model's figures and keep them in RUN/evaluation.json."""
+    return _outcome(lambda: _evaluate(args), "Stopped; nothing was written.")
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `latentry export`."""
+    parser.description = "Export a trained model as a model folder that `latentry serve` serves."
+    parser.epilog = _EXPORT_EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    _add_run_arguments(parser)
+    parser.add_argument("--to", metavar="NAME/VERSION", type=Path, required=True, help="as in models/fashion/1")
+    parser.add_argument("--replace", action="store_true", help="replace the version if it exists")
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """`latentry export`: write a model folder."""
+    return _outcome(lambda: _export(args), "Stopped; nothing was published.")
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="the folder that `latentry train --out` wrote")
+    parser.add_argument("--data", metavar="PATH", help="where the run's images are now, if they have moved")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from training import trained
+    from training.evaluate import evaluate
+
+    model = trained.load(args.run, args.data)
+    figures = asdict(evaluate(model.model, model.dataset.test.pixels))
+    text = json.dumps({"step": model.step, **figures}, indent=2) + "\n"
+    write_atomically(args.run / run.EVALUATION, text.encode())
+    for name, value in figures.items():
+        print(f"{name:<16}{value:>12,.2f}" if isinstance(value, float) else f"{name:<16}{value:>12,}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from training.export import export
+
+    manifest = export(args.run, args.to, overwrite=args.replace, data_path=args.data)
+    print(f"Wrote {args.to}: {manifest.name} version {manifest.version}")
+    print("ONNX Runtime against torch, largest differences:")
+    for name, value in manifest.evaluation.items():
+        if name.startswith("parity_"):
+            print(f"  {name.removeprefix('parity_'):<18}{value:.2g}")
 
 
 def _train(args: argparse.Namespace, out: Path) -> None:

@@ -19,12 +19,12 @@ from typing import cast
 
 from torch import Tensor
 
-from training import batches, checkpoint, data, figures, run, schedule, state
+from training import batches, checkpoint, data, figures, run, schedule, state, trained
 from training.config import Config
 from training.config_file import to_dict
 from training.data import Dataset
 from training.ema import calibrate
-from training.errors import CheckpointError, RunError
+from training.errors import RunError
 from training.evaluate import evaluate
 from training.events import Board, EventLog, Progress, say
 from training.loss import elbo
@@ -128,7 +128,7 @@ class _Run:
         self.log = EventLog(folder / run.LOG, position)
         self.board = Board(folder / run.TENSORBOARD, training.step)
         self.progress = Progress(training.step, self.steps)
-        self.begun_s, self.begun_step = time.monotonic(), training.step
+        self.last_s, self.step_s = time.monotonic(), 0.0
 
     def to_the_end(self) -> None:
         with contextlib.closing(self.log), contextlib.closing(self.board), contextlib.closing(self.progress):
@@ -139,6 +139,7 @@ class _Run:
 
     def _epoch(self, epoch: int) -> None:
         order = batches.epoch_order(len(self.dataset.train), self.config.run.seed, epoch)
+        self.last_s = time.monotonic()  # what came after the epoch before is no step's time
         for index in range(self.training.step % self.steps_per_epoch, self.steps_per_epoch):
             chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
             self._step(batches.to_tensor(self.dataset.train.pixels[chosen], self.training.fabric.device))
@@ -157,11 +158,17 @@ class _Run:
             raise RunError(
                 f"{_MAX_SKIPPED_IN_A_ROW} steps in a row were not finite: lower --learning-rate, or try fp32"
             )
-        steps_per_s = (training.step - self.begun_step) / (time.monotonic() - self.begun_s)
-        result["images_per_s"] = steps_per_s * len(x)
+        result["images_per_s"] = len(x) / self._smoothed_step_s()
         self.log.write("step", {"step": training.step, **result})
         self.board.step(training.step, result)
-        self.progress.step(training.step, result, (self.steps - training.step) / steps_per_s)
+        self.progress.step(training.step, result, (self.steps - training.step) * self.step_s)
+
+    def _smoothed_step_s(self) -> float:
+        """Seconds for a step, lately: what a step took counts for a twentieth of the next one's figure."""
+        now_s = time.monotonic()
+        took_s, self.last_s = now_s - self.last_s, now_s
+        self.step_s = took_s if self.step_s == 0 else 0.95 * self.step_s + 0.05 * took_s
+        return self.step_s
 
     def _after_epoch(self, epoch: int) -> None:
         model = self.training.average.model
@@ -197,10 +204,6 @@ class _Run:
 
     def _restore(self) -> int:
         saved = checkpoint.load(self.folder / run.CHECKPOINTS, warn=say)
-        if saved["data_sha256"] != self.dataset.digest:
-            raise CheckpointError(
-                f"{self.config.data.path}: these are other images than the run was begun with "
-                f"(SHA-256 {self.dataset.digest[:12]}, wanted {saved['data_sha256'][:12]})"
-            )
+        trained.check_images(self.dataset, saved["data_sha256"])
         self.training.restore(saved)
         return int(saved["log_bytes"])

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from training import config_file
-from training.checkpoint import write_atomically
 from training.config import Config
+from training.disk import write_atomically
 from training.errors import ConfigError, RunError
 
 CONFIG = "config.toml"

@@ -1,0 +1,89 @@
+"""The model card and the preview that lie beside the graphs in a model folder."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from latentry.manifest import Manifest
+from training import figures
+from training.figures import Grid
+from training.trained import Trained
+
+
+def card(manifest: Manifest) -> str:
+    """README.md in Markdown: what the model is, what it was trained on, its figures, its use and its limits."""
+    height, width, channels = manifest.image_shape
+    data, scores = manifest.provenance["data"], manifest.evaluation
+    latent_dim, colour = manifest.latent_dim, "grey" if channels == 1 else "RGB"
+    sigma = "".join(f", {name} {value:.4g}" for name, value in manifest.likelihood.parameters.items())
+    labels = f"Classes: {', '.join(manifest.labels)}.\n\n" if manifest.labels else ""
+    return f"""\
+# {manifest.name}, version {manifest.version}
+
+A variational autoencoder of {height}x{width} {colour} images: {latent_dim} latents, {manifest.likelihood.name} likelihood{sigma}, \
+{manifest.provenance["parameters"]:,} parameters.
+
+![Originals above their reconstructions, and samples](preview.png)
+
+## Trained on
+
+`{data["name"]}`: {data["train_images"]:,} images, {data["test_images"]:,} held out ({data["split"]}). SHA-256 of the \
+pixels: `{data["sha256"]}`.
+
+{labels}Trained for {manifest.provenance["steps"]:,} steps by `latentry train` with the config in `manifest.json`, \
+which also has the versions, the seed and the date.
+
+## Figures
+
+On the {scores["images"]:,.0f} held-out images, at beta = 1, with one posterior sample for each image:
+
+| figure | value |
+|---|---|
+| ELBO | {scores["elbo"]:.2f} nats per image |
+| reconstruction, E[log p(x\\|z)] | {scores["reconstruction"]:.2f} nats per image |
+| KL(q(z\\|x) ‖ N(0, I)) | {scores["kl"]:.2f} nats per image |
+| PSNR of reconstructions | {scores["psnr_db"]:.2f} dB |
+| active units | {scores["active_units"]:.0f} of {latent_dim} |
+
+{_about_likelihood(manifest)}
+## Use
+
+| graph | input | outputs |
+|---|---|---|
+| `encoder.onnx` | `images` uint8 [N, {height}, {width}, {channels}] | `mean`, `logvar` float32 [N, {latent_dim}] |
+| `decoder.onnx` | `latents` float32 [N, {latent_dim}] | `images` uint8 and `mean` float32 in [0, 1], \
+[N, {height}, {width}, {channels}] |
+
+`latentry serve --models DIR`, where DIR holds `{manifest.name}/{manifest.version}/`, serves it over gRPC. Any ONNX \
+Runtime runs the graphs alone.
+
+## Limits
+
+It knows images like those it was trained on, framed as they are, and smooths away what {latent_dim} numbers
+cannot hold. Draws from N(0, I) are less sharp than reconstructions.
+"""
+
+
+def preview(trained: Trained) -> bytes:
+    """A PNG: originals above their reconstructions on the left, samples on the right."""
+    left = figures.reconstructions(trained.model, trained.dataset.test.pixels)
+    right = figures.samples(trained.model, trained.config.model.latent_dim)
+    grid = _beside(left, right)
+    file = io.BytesIO()
+    Image.fromarray(grid.squeeze(2) if grid.shape[2] == 1 else grid).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def _about_likelihood(manifest: Manifest) -> str:
+    if manifest.likelihood.name == "gaussian":
+        return "The likelihood is a density of pixel values in [0, 1], so that the ELBO can be above zero.\n"
+    return "The images were binarised for these figures, each pixel drawn once with its grey value as probability.\n"
+
+
+def _beside(left: Grid, right: Grid) -> Grid:
+    height = max(left.shape[0], right.shape[0])
+    padded = [np.pad(grid, ((0, height - len(grid)), (0, 16), (0, 0)), constant_values=255) for grid in (left, right)]
+    return np.concatenate(padded, axis=1)[:, :-16]

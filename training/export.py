@@ -1,0 +1,126 @@
+"""A run's model as a model folder, published whole or not at all.
+
+run -> graphs -> gate (checker, parity with torch) -> manifest, card, preview -> rename into place
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from latentry import manifest as manifests
+from latentry.manifest import AggregatePosterior, Likelihood, Manifest, ManifestError, sha256
+from training import card, graphs, parity, trained
+from training.disk import sync_folder, write_synced
+from training.errors import ExportError
+from training.evaluate import encoded_moments, evaluate
+from training.provenance import provenance
+from training.trained import Trained
+
+_TO_COME = "0" * 64  # stands for a file's digest until the file is made
+
+
+def export(run_folder: Path, destination: Path, *, overwrite: bool = False, data_path: str | None = None) -> Manifest:
+    """Write the model of a run as the model folder `destination`, which ends in NAME/VERSION.
+
+    Raises `ExportError` if the destination is taken (and `overwrite` is false) or cannot be written, or if the
+    graphs are not what torch says; then nothing is published, and what was there before is intact.
+    """
+    destination = destination.absolute()
+    try:
+        name = manifests.check_name(destination.parent.name)
+        version = manifests.parse_version(destination.name)
+    except ManifestError as error:
+        raise ExportError(f"{destination}: wanted a path that ends in NAME/VERSION: {error}") from error
+    if destination.exists() and not overwrite:
+        raise ExportError(f"{destination} exists already: choose another version, or add --replace")
+    manifest, files = build(trained.load(run_folder, data_path), name, version)
+    publish(destination, files)
+    return manifest
+
+
+def build(source: Trained, name: str, version: int) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest and the contents of all files of the model folder. Raises `ExportError` if the gate says no."""
+    source.model.cpu()
+    draft = _draft(source, name, version)
+    encoder, decoder = graphs.wrapped(source.model)
+    files = {
+        manifests.ENCODER_FILE: graphs.export_encoder(encoder, draft.image_shape, draft.graph_metadata("encoder")),
+        manifests.DECODER_FILE: graphs.export_decoder(decoder, draft.latent_dim, draft.graph_metadata("decoder")),
+    }
+    for file, data in files.items():
+        parity.check_graph(data, file)
+    measured = parity.measure(
+        files[manifests.ENCODER_FILE], files[manifests.DECODER_FILE], encoder, decoder, source.dataset.test.pixels
+    )
+    files[manifests.CARD_FILE] = card.card(draft).encode()
+    files[manifests.PREVIEW_FILE] = card.preview(source)
+    manifest = replace(
+        draft,
+        files={file: sha256(data) for file, data in files.items()},
+        evaluation={**draft.evaluation, **measured.figures()},
+    )
+    files[manifests.MANIFEST_FILE] = manifest.to_json().encode()
+    return manifest, files
+
+
+def publish(destination: Path, files: Mapping[str, bytes]) -> None:
+    """Make `destination` hold exactly `files`, in place of what is there. Raises `ExportError` if the disk says no."""
+    try:
+        with _sibling(destination) as partial:
+            for name, data in files.items():
+                write_synced(partial / name, data)
+            sync_folder(partial)
+            if destination.exists():
+                retired = destination.with_name(f".{destination.name}.retired")
+                shutil.rmtree(retired, ignore_errors=True)
+                destination.rename(retired)
+                partial.rename(destination)
+                shutil.rmtree(retired)
+            else:
+                partial.rename(destination)
+            sync_folder(destination.parent)
+    except OSError as error:
+        raise ExportError(f"{destination}: cannot be written: {error.strerror}; nothing was published") from error
+
+
+@contextlib.contextmanager
+def _sibling(destination: Path) -> Iterator[Path]:
+    """An empty hidden folder beside `destination`, gone afterwards; the folders above are made as needed."""
+    made = [folder for folder in (destination.parent, destination.parent.parent) if not folder.exists()]
+    partial = destination.with_name(f".{destination.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # an export that was killed left it
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            with contextlib.suppress(OSError):  # not empty, as it should be
+                folder.rmdir()
+
+
+def _draft(source: Trained, name: str, version: int) -> Manifest:
+    """The manifest but for the digests. Raises `ExportError` if the model's figures are not numbers."""
+    likelihood = source.model.likelihood
+    mean, variance = encoded_moments(source.model, source.dataset.train.pixels)
+    scores = asdict(evaluate(source.model, source.dataset.test.pixels))
+    evaluation = {name: float(value) for name, value in scores.items()}
+    if not all(map(math.isfinite, [*evaluation.values(), *mean, *variance])):
+        raise ExportError(f"the model's figures are not finite: {evaluation}; nothing was published")
+    return Manifest(
+        name=name,
+        version=version,
+        image_shape=source.dataset.image_shape,
+        latent_dim=source.config.model.latent_dim,
+        likelihood=Likelihood(likelihood.name, likelihood.parameters_by_name()),
+        files={manifests.ENCODER_FILE: _TO_COME, manifests.DECODER_FILE: _TO_COME},
+        provenance=provenance(source),
+        evaluation=evaluation,
+        aggregate_posterior=AggregatePosterior(tuple(mean), tuple(variance)),
+        labels=source.dataset.labels,
+    )

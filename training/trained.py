@@ -1,0 +1,55 @@
+"""A run's model as it is evaluated and exported: the averaged weights of its newest checkpoint, in float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from training import batches, checkpoint, data, run, state
+from training.config import Config
+from training.data import Dataset
+from training.ema import calibrate
+from training.errors import CheckpointError
+from training.events import say
+from training.model import VAE
+
+_CALIBRATION_IMAGES = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """`model` is in evaluation mode, its statistics measured on training images. `step` is how far it was trained."""
+
+    config: Config
+    dataset: Dataset
+    model: VAE
+    step: int
+
+
+def load(folder: Path, data_path: str | None = None) -> Trained:
+    """The model of the run in `folder`; `data_path` says where its images are now, if they have moved.
+
+    Raises `RunError`, `CheckpointError` or `DataError` if the run, a whole checkpoint or its images are not there.
+    """
+    config = run.read_config(folder)
+    if data_path is not None:
+        config = replace(config, data=replace(config.data, path=data_path))
+    saved = checkpoint.load(folder / run.CHECKPOINTS, warn=say)
+    dataset = data.load(config.data, config.run.seed)
+    check_images(dataset, saved["data_sha256"])
+    model = state.build_model(config, dataset.image_shape)
+    model.load_state_dict(saved["average"])
+    model = model.to(state.build_fabric(config.run).device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    calibrate(model.requires_grad_(False), batches.spread(dataset.train.pixels, _CALIBRATION_IMAGES))
+    return Trained(config, dataset, model, saved["step"])
+
+
+def check_images(dataset: Dataset, digest: str) -> None:
+    """Raises `CheckpointError` unless these are the images that the run was begun with."""
+    if dataset.digest != digest:
+        raise CheckpointError(
+            f"{dataset.name}: these are other images than the run was begun with: "
+            f"got SHA-256 {dataset.digest[:12]}, wanted {digest[:12]}"
+        )
