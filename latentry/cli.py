@@ -25,6 +25,7 @@ _COMMANDS = {
     "evaluate": _Command("training.cli", "score a trained model on held-out images", "training"),
     "export": _Command("training.cli", "write a trained model as a model folder: two ONNX graphs", "training"),
     "serve": _Command("serving.cli", "serve model folders over gRPC", "serving"),
+    "health": _Command("serving.cli", "ask whether a server is ready, for health checks", "serving"),
     "models": _Command("latentry.call", "list the models of a running server"),
     "encode": _Command("latentry.call", "images to latents"),
     "decode": _Command("latentry.call", "latents to images"),

@@ -60,6 +60,30 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_health_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `latentry health`."""
+    parser.description = (
+        "Ask a running server's grpc.health service. Exit status 0 means SERVING; for container health checks."
+    )
+    parser.add_argument("--server", default="localhost:50051", metavar="HOST:PORT", help="(default: %(default)s)")
+    parser.add_argument("--timeout-s", type=float, default=2.0, help="(default: %(default)s)")
+
+
+def run_health(args: argparse.Namespace) -> int:
+    """Print the status; 0 if it is SERVING, else 1."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(args.server) as channel:
+        try:
+            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=args.timeout_s)
+        except grpc.RpcError as error:
+            print(f"latentry health: {error.code().name}: {error.details()}", file=sys.stderr)
+            return 1
+    print(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
+    return 0 if reply.status == health_pb2.HealthCheckResponse.SERVING else 1
+
+
 def run_serve(args: argparse.Namespace) -> int:
     """Serve until told to stop. Returns the exit status: 0, or 1 if the service could not start."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)

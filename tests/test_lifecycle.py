@@ -20,6 +20,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from linear_model import LinearModel
 
+from latentry.cli import main
 from latentry.v1 import vae_pb2 as pb
 from latentry.v1 import vae_pb2_grpc
 from serving.errors import StartError
@@ -148,6 +149,17 @@ def test_health_can_be_checked_and_watched_by_name(start: Callable[..., Server])
         server.process.send_signal(signal.SIGTERM)
         assert next(watch).status == NOT_SERVING
     assert server.wait() == 0
+
+
+def test_the_health_command_says_it_by_its_exit_status(
+    start: Callable[..., Server], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = start()
+    assert main(["health", "--server", f"localhost:{server.port}"]) == 0
+    assert capsys.readouterr().out == "SERVING\n"
+    assert server.stop() == 0
+    assert main(["health", "--server", f"localhost:{server.port}"]) == 1
+    assert "UNAVAILABLE" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_one_clear_line(start: Callable[..., Server]) -> None:
