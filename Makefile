@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_INDEX ?=
 INSTALL := $(PIP) install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test lint format protos lock bench image gpu-check clean
+.PHONY: help demo test lint format protos lock image clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -48,16 +48,10 @@ lock: ## write constraints.txt anew (needs uv)
 	  pyproject.toml -c constraints.pin >>constraints.new
 	@mv constraints.new constraints.txt && rm constraints.pin
 
-bench: $(VENV)/.made ## time the service beside a bare gRPC echo and bare ONNX Runtime
-	@$(BIN)/python benchmarks/serve.py
-
 image: ## build the serving image (CONTAINER=docker, podman or buildah)
 	$(CONTAINER) build -t latentry .
 
 CONTAINER ?= docker
-
-gpu-check: $(VENV)/.made ## on a machine with an NVIDIA GPU: CUDA is used, agrees with the CPU, and how fast
-	@$(BIN)/python benchmarks/gpu_check.py
 
 clean: ## remove what the other targets made, except models
 	rm -rf $(VENV) out

@@ -6,9 +6,10 @@ cd "$(dirname "$0")/.."
 export STORAGE_DRIVER=${STORAGE_DRIVER:-vfs}
 options=(--isolation chroot --network host)
 
-buildah bud "${options[@]}" --pull-never -q -t latentry -f Dockerfile . >/dev/null
-entry=$(buildah inspect --type image --format '{{json .OCIv1.Config.Entrypoint}}' latentry)
-test "$entry" = '["/opt/latentry/bin/latentry","serve","--host","0.0.0.0"]' || { echo "entry point: $entry"; exit 1; }
+buildah bud "${options[@]}" --format docker --pull-never -q -t latentry -f Dockerfile . >/dev/null
+entry=$(buildah inspect --type image --format '{{.OCIv1.Config.Entrypoint}}' latentry)
+test "$entry" = "[/opt/latentry/bin/latentry serve --host 0.0.0.0]" || { echo "entry point: $entry"; exit 1; }
+buildah inspect --type image --format "{{.Docker.Config.Healthcheck.Test}}" latentry | grep -q "latentry health"
 
 container=$(buildah from --pull-never latentry)
 trap 'buildah rm "$container" >/dev/null' EXIT
