@@ -23,7 +23,8 @@ def card(manifest: Manifest) -> str:
     return f"""\
 # {manifest.name}, version {manifest.version}
 
-A variational autoencoder of {height}x{width} {colour} images: {latent_dim} latents, {manifest.likelihood.name} likelihood{sigma}, \
+A variational autoencoder of {height}x{width} {colour} images: {latent_dim} latents, \
+{manifest.likelihood.name} likelihood{sigma}, \
 {manifest.provenance["parameters"]:,} parameters.
 
 ![Originals above their reconstructions, and samples](preview.png)

@@ -41,6 +41,11 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     return path
 
 
+def any_in(folder: Path) -> bool:
+    """Whether the folder holds a checkpoint, whole or not."""
+    return bool(_paths(folder))
+
+
 def load(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
     """The state in the newest whole checkpoint. What is cut short or damaged is said through `warn` and passed over.
 

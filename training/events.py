@@ -32,37 +32,30 @@ class EventLog:
 
     def __init__(self, path: Path, position: int = 0) -> None:
         self._path = path
-        with self._disk():
+        with _disk(path):
+            length = path.stat().st_size if path.exists() else 0
+            if length < position:
+                raise RunError(f"{path}: got {length} bytes, wanted the {position} that the checkpoint knows of")
+            if length > position:
+                os.truncate(path, position)
             self._file = path.open("ab")
-            if self._file.tell() < position:
-                raise RunError(
-                    f"{path}: got {self._file.tell()} bytes, wanted the {position} that the checkpoint knows"
-                )
-            self._file.truncate(position)
 
     def write(self, event: str, figures: Figures) -> None:
         """Add a line; raises `RunError` if the disk is full."""
         line = json.dumps({"event": event, **{name: _finite(value) for name, value in figures.items()}}) + "\n"
-        with self._disk():
+        with _disk(self._path):
             self._file.write(line.encode())
             self._file.flush()
 
     def sync(self) -> int:
         """Put all lines on the disk and return the log's length in bytes."""
-        with self._disk():
+        with _disk(self._path):
             os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
-        with self._disk():
+        with _disk(self._path):
             self._file.close()
-
-    @contextlib.contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise RunError(f"{self._path}: cannot be written: {error.strerror}") from error
 
 
 class Board:
@@ -70,7 +63,9 @@ class Board:
 
     def __init__(self, folder: Path, step: int) -> None:
         # what a broken-off run wrote after `step` is hidden, because the resumed run writes it again
-        self._writer = SummaryWriter(str(folder), purge_step=step or None)
+        self._folder = folder
+        with _disk(folder):
+            self._writer = SummaryWriter(str(folder), purge_step=step or None)
 
     def step(self, step: int, figures: Figures) -> None:
         """Add a training step's figures, if it is the turn of this step."""
@@ -80,15 +75,18 @@ class Board:
     def epoch(self, step: int, figures: Figures, grids: Mapping[str, Grid]) -> None:
         """Add the held-out figures and the pictures of an epoch."""
         self._scalars("held_out", step, figures)
-        for name, grid in grids.items():
-            self._writer.add_image(name, grid, step, dataformats="HWC")
+        with _disk(self._folder):
+            for name, grid in grids.items():
+                self._writer.add_image(name, grid, step, dataformats="HWC")
 
     def close(self) -> None:
-        self._writer.close()
+        with _disk(self._folder):
+            self._writer.close()
 
     def _scalars(self, group: str, step: int, figures: Figures) -> None:
-        for name, value in figures.items():
-            self._writer.add_scalar(f"{group}/{name}", value, step)
+        with _disk(self._folder):
+            for name, value in figures.items():
+                self._writer.add_scalar(f"{group}/{name}", value, step)
 
 
 class Progress:
@@ -111,6 +109,15 @@ class Progress:
 
     def close(self) -> None:
         self._bar.close()
+
+
+@contextlib.contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """Says of a full or read-only disk which file met it."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def say(line: str) -> None:

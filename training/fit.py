@@ -124,7 +124,8 @@ class _Run:
         self.batch_size = min(config.run.batch_size, len(dataset.train))
         self.steps_per_epoch = len(dataset.train) // self.batch_size  # what is left over comes in another epoch's order
         self.steps = self.steps_per_epoch * config.run.epochs
-        position = self._restore() if resume else 0
+        # a run that was stopped before its first checkpoint has nothing to go back to but its beginning
+        position = self._restore() if resume and checkpoint.any_in(folder / run.CHECKPOINTS) else 0
         self.log = EventLog(folder / run.LOG, position)
         self.board = Board(folder / run.TENSORBOARD, training.step)
         self.progress = Progress(training.step, self.steps)

@@ -20,7 +20,7 @@ def read(path: Path) -> Images:
     Raises `DataError` if they are anything else, or if the file cannot be read without pickle.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if "images" not in arrays:
                 raise DataError(f"{path}: got the arrays {sorted(arrays)}, wanted one named images")
             pixels = _pixels(arrays["images"], path)

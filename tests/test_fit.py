@@ -1,0 +1,272 @@
+"""The loop: it learns, it survives what goes wrong, and a killed run repeats the numbers of an unbroken one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_fixtures import ONE_THREAD, fashion_images, small_run, small_set, tiny
+
+from training import batches, checkpoint, data, fit, state
+from training.config import Config
+from training.errors import CheckpointError, DataError, RunError
+from training.events import EventLog
+
+STEPS_PER_EPOCH = 8  # 270 images to train on, in batches of 32
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return small_set(tmp_path)
+
+
+@pytest.fixture
+def finished() -> Path:
+    return small_run()
+
+
+def log(run: Path, *, timed: bool = False) -> list[dict[str, Any]]:
+    """The run's events; without `timed`, but for the one figure that depends on the clock."""
+    events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in event.items() if timed or k != "images_per_s"} for event in events]
+
+
+def final(run: Path) -> dict[str, Any]:
+    return checkpoint.load(run / "checkpoints", pytest.fail)
+
+
+def tensors(value: Any, path: str = "") -> dict[str, Any]:
+    """Every leaf of a checkpoint by its path."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {name: leaf for key, item in items for name, leaf in tensors(item, f"{path}/{key}").items()}
+    return {path: value}
+
+
+def assert_same_run(got: Path, wanted: Path) -> None:
+    """The same log and the same final checkpoint, bit for bit."""
+    assert log(got) == log(wanted)
+    got_leaves, wanted_leaves = tensors(final(got)), tensors(final(wanted))
+    assert got_leaves.keys() == wanted_leaves.keys()
+    for name, leaf in wanted_leaves.items():
+        if name in ("/log_bytes", "/config/data/path"):  # the digits of images_per_s differ
+            continue
+        same = torch.equal(got_leaves[name], leaf) if isinstance(leaf, torch.Tensor) else got_leaves[name] == leaf
+        assert same, name
+
+
+class TestLearning:
+    def test_the_held_out_elbo_rises(self, images: Path, tmp_path: Path) -> None:
+        fit.fit(tiny(images, epochs=12), tmp_path / "run", resume=False)
+        epochs = [event for event in log(tmp_path / "run") if event["event"] == "epoch"]
+        assert epochs[-1]["elbo"] > epochs[0]["elbo"] + 100
+
+    @pytest.mark.parametrize(("kind", "likelihood"), [("dense", "gaussian"), ("conv", "bernoulli")])
+    def test_every_model_and_likelihood_trains(self, images: Path, tmp_path: Path, kind: str, likelihood: str) -> None:
+        config = tiny(images, epochs=6)
+        config = replace(
+            config,
+            model=replace(config.model, kind=kind),
+            objective=replace(config.objective, likelihood=likelihood),
+            optimiser=replace(config.optimiser, learning_rate=3e-3),
+        )
+        fit.fit(config, tmp_path / "run", resume=False)
+        steps = [event["elbo"] for event in log(tmp_path / "run") if event["event"] == "step"]
+        assert np.mean(steps[-5:]) > np.mean(steps[:5]) + 50
+
+    def test_bf16_learns_what_fp32_learns(self, images: Path, tmp_path: Path) -> None:
+        curves = {}
+        for precision in ("fp32", "bf16"):
+            config = tiny(images, epochs=2)
+            config = replace(config, run=replace(config.run, precision=precision))
+            fit.fit(config, tmp_path / precision, resume=False)
+            curves[precision] = [event["elbo"] for event in log(tmp_path / precision) if event["event"] == "step"]
+        np.testing.assert_allclose(curves["bf16"], curves["fp32"], atol=10)
+        assert curves["bf16"] != curves["fp32"]
+
+    def test_two_images_are_enough(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "two.npz", images=fashion_images()[:2])
+        fit.fit(tiny(tmp_path / "two.npz", epochs=2), tmp_path / "run", resume=False)
+        assert final(tmp_path / "run")["step"] == 2
+
+
+class TestRunFolder:
+    def test_the_log_has_each_step_once_with_all_its_figures(self, finished: Path) -> None:
+        steps = [event for event in log(finished, timed=True) if event["event"] == "step"]
+        assert [event["step"] for event in steps] == list(range(1, 2 * STEPS_PER_EPOCH + 1))
+        for event in steps:
+            assert event["elbo"] == pytest.approx(event["reconstruction"] - event["kl"], abs=1e-2)
+            assert event["images_per_s"] > 0
+            assert event["skipped_steps"] == 0
+
+    def test_tensorboard_has_scalars_and_images(self, finished: Path) -> None:
+        events = EventAccumulator(str(finished / "tensorboard")).Reload()
+        assert {"training/elbo", "held_out/elbo", "held_out/kl"} <= set(events.Tags()["scalars"])
+        assert set(events.Tags()["images"]) == {"reconstructions", "samples"}
+        assert [event.step for event in events.Scalars("held_out/elbo")] == [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH]
+
+    def test_figures_are_drawn(self, finished: Path) -> None:
+        figures = sorted(path.name for path in (finished / "figures").iterdir())
+        assert figures == ["reconstructions.png", "samples.png", "training.png"]
+
+    def test_one_that_holds_a_run_is_refused(self, images: Path, finished: Path) -> None:
+        before = log(finished, timed=True)
+        with pytest.raises(RunError, match="holds a run already: add --resume"):
+            fit.fit(tiny(images), finished, resume=False)
+        assert log(finished, timed=True) == before
+
+    def test_bad_data_makes_no_run_folder(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "one.npz", images=fashion_images()[:1])
+        with pytest.raises(DataError, match="got 1, wanted at least 2"):
+            fit.fit(tiny(tmp_path / "one.npz"), tmp_path / "run", resume=False)
+        assert not (tmp_path / "run").exists()
+
+
+class TestStep:
+    @pytest.fixture
+    def training(self, images: Path) -> state.TrainingState:
+        config = tiny(images)
+        return state.initial(config, data.load(config.data, 0))
+
+    def x(self, n: int = 32) -> torch.Tensor:
+        return batches.to_tensor(fashion_images()[:n, ..., np.newaxis].copy(), torch.device("cpu"))
+
+    def step(self, training: state.TrainingState, x: torch.Tensor) -> dict[str, float]:
+        return fit.train_step(training, x, beta=1.0, learning_rate=1e-3, clip_norm=5.0)
+
+    @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+    def test_one_that_is_not_finite_changes_nothing_but_the_count(
+        self, training: state.TrainingState, poison: float
+    ) -> None:
+        self.step(training, self.x())
+        before = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
+        average = {name: tensor.clone() for name, tensor in training.average.model.state_dict().items()}
+        x = self.x()
+        x[0, 0, 0, 0] = poison
+        result = self.step(training, x)
+        assert result["skipped_steps"] == training.skipped == 1
+        assert all(torch.equal(tensor, before[name]) for name, tensor in training.model.state_dict().items())
+        assert all(torch.equal(tensor, average[name]) for name, tensor in training.average.model.state_dict().items())
+        assert training.skipped_in_a_row == 1
+        assert self.step(training, self.x())["skipped_steps"] == 1
+        assert training.skipped_in_a_row == 0
+        assert training.step == 3
+
+    def test_a_diverged_run_stops(self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fit, "_MAX_SKIPPED_IN_A_ROW", 10)
+        monkeypatch.setattr(fit, "_clip_gradients", lambda training, limit: float("nan"))
+        with pytest.raises(RunError, match="10 steps in a row were not finite"):
+            fit.fit(tiny(images, epochs=2), tmp_path / "run", resume=False)
+
+    def test_weights_decay_but_norms_and_biases_do_not(self, training: state.TrainingState) -> None:
+        for group in training.optimiser.param_groups:
+            decays = group["weight_decay"] > 0
+            assert all((parameter.ndim > 1) == decays for parameter in group["params"])
+
+    def test_the_average_follows_the_weights(self, training: state.TrainingState) -> None:
+        start = [parameter.clone() for parameter in training.model.parameters()]
+        self.step(training, self.x())
+        decay = 1 / 10  # of the first step
+        for old, new, average in zip(
+            start, training.model.parameters(), training.average.model.parameters(), strict=True
+        ):
+            torch.testing.assert_close(average.data, decay * old.data + (1 - decay) * new.data)
+
+    def test_each_epoch_sees_every_image_once_in_its_own_order(self) -> None:
+        first, second = batches.epoch_order(50, 7, 0), batches.epoch_order(50, 7, 1)
+        assert sorted(first) == sorted(second) == list(range(50))
+        assert first.tolist() != second.tolist()
+        assert first.tolist() == batches.epoch_order(50, 7, 0).tolist()
+
+
+class TestResume:
+    def test_killed_runs_repeat_the_unbroken_run_bit_for_bit(self, images: Path, tmp_path: Path) -> None:
+        config = tiny(images, epochs=6)
+        fit.fit(config, tmp_path / "unbroken", resume=False)
+        moment = random.Random()  # noqa: S311 - any moment will do
+        self._train_and_kill(tmp_path / "killed", images, moment.randint(1, 20), moment.uniform(0, 0.05))
+        self._train_and_kill(tmp_path / "killed", images, moment.randint(21, 40), moment.uniform(0, 0.05))
+        fit.fit(config, tmp_path / "killed", resume=True)
+        assert_same_run(tmp_path / "killed", tmp_path / "unbroken")
+
+    def _train_and_kill(self, run: Path, images: Path, step: int, delay_s: float) -> None:
+        """Train in a process of its own until the log has `step` steps and `delay_s` has gone by; then kill -9."""
+        command = [sys.executable, "-m", "training", "train", "--preset", "tiny", "--data", str(images)]
+        command += ["--device", "cpu", "--epochs", "6", "--out", str(run), *(["--resume"] if run.exists() else [])]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=ONE_THREAD) as process:
+            while not (run / "log.jsonl").exists() or f'"step": {step},' not in (run / "log.jsonl").read_text():
+                assert process.poll() is None, f"finished before step {step}"
+                time.sleep(0.002)
+            time.sleep(delay_s)
+            os.kill(process.pid, signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+
+    def test_from_a_checkpoint_cut_short_it_falls_back_and_says_so(
+        self, images: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        fit.fit(tiny(images, epochs=2), tmp_path / "run", resume=False)
+        newest = tmp_path / "run" / "checkpoints" / "step-000000016.ckpt"
+        newest.write_bytes(newest.read_bytes()[:1000])
+        fit.fit(tiny(images, epochs=2), tmp_path / "run", resume=True)
+        assert "step-000000016.ckpt: cut short or damaged" in capsys.readouterr().err
+        assert_same_run(tmp_path / "run", finished)
+
+    def test_after_a_full_disk_it_goes_on_from_the_last_good_checkpoint(
+        self, images: Path, finished: Path, tmp_path: Path
+    ) -> None:
+        checkpoints = tmp_path / "run" / "checkpoints"
+        checkpoints.mkdir(parents=True)
+        (checkpoints / ".step-000000010.ckpt.partial").symlink_to("/dev/full")
+        with pytest.raises(RunError, match="No space left on device; what was there before is intact"):
+            fit.fit(tiny(images, epochs=2), tmp_path / "run", resume=False)
+        assert final(tmp_path / "run")["step"] == STEPS_PER_EPOCH
+        fit.fit(tiny(images, epochs=2), tmp_path / "run", resume=True)
+        assert_same_run(tmp_path / "run", finished)
+
+    def test_a_log_on_a_full_disk_is_said(self, tmp_path: Path) -> None:
+        (tmp_path / "log.jsonl").symlink_to("/dev/full")
+        full = EventLog(tmp_path / "log.jsonl")
+        with pytest.raises(RunError, match=r"log.jsonl: cannot be written: No space left on device"):
+            full.write("step", {"step": 1})
+        with pytest.raises(RunError):  # the line is still in the buffer
+            full.close()
+
+    def test_one_killed_before_its_first_checkpoint_begins_again(
+        self, images: Path, finished: Path, tmp_path: Path
+    ) -> None:
+        config = tiny(images, epochs=2)
+        fit.run.create(tmp_path / "run", config)
+        fit.fit(config, tmp_path / "run", resume=True)
+        assert_same_run(tmp_path / "run", finished)
+
+    def test_other_images_are_refused(self, images: Path, finished: Path, tmp_path: Path) -> None:
+        np.savez(tmp_path / "other.npz", images=fashion_images()[1000:1300])
+        with pytest.raises(CheckpointError, match=r"other.npz: these are other images than the run was begun with"):
+            fit.fit(tiny(tmp_path / "other.npz", epochs=2), finished, resume=True)
+
+    def test_a_finished_run_stays_as_it_is(self, images: Path, finished: Path) -> None:
+        before = (finished / "log.jsonl").read_bytes()
+        fit.fit(tiny(images, epochs=2), finished, resume=True)
+        assert (finished / "log.jsonl").read_bytes() == before
+
+
+def test_precision_follows_the_hardware_unless_told() -> None:
+    def precision(name: str) -> str:
+        return str(state.build_fabric(replace(Config().run, device="cpu", precision=name))._precision.precision)
+
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert precision("auto") == ("bf16-mixed" if has_bf16 else "32-true")
+    assert precision("fp32") == "32-true"
+    assert precision("bf16") == "bf16-mixed"

@@ -1,0 +1,194 @@
+"""The commands train, evaluate and export, as a person types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training_fixtures import ONE_THREAD, fashion_images, small_run, small_set
+
+from latentry import manifest
+from training import __main__ as command
+from training import config_file
+from training.config import Config
+from training.errors import ConfigError
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["training", *map(str, arguments)])
+    return command.main()
+
+
+class TestConfig:
+    @pytest.mark.parametrize("preset", config_file.presets())
+    def test_presets_survive_being_written_and_read(self, preset: str) -> None:
+        config = config_file.read_preset(preset)
+        assert config_file.parse(config_file.to_toml(config), "text") == config
+
+    def test_what_is_none_is_left_out_and_stays_none(self) -> None:
+        text = config_file.to_toml(Config())
+        assert "image_size" not in text
+        assert config_file.parse(text, "text") == Config()
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("[model]\nlatent_dims = 3", r"unknown key in \[model\]: latent_dims; did you mean latent_dim\?"),
+            ("[modle]\nlatent_dim = 3", r"unknown section: modle; did you mean model\?"),
+            ("[model]\nzzz = 3", r"unknown key in \[model\]: zzz; known: kind, latent_dim"),
+            ("[run]\nseed = 'a'", "run.seed: got 'a', wanted a whole number"),
+            ("[run]\nepochs = true", "run.epochs: got True, wanted a whole number"),
+            ("[run]\nepochs = 0", "run.epochs: got 0, wanted 1 to"),
+            ("[objective]\nbeta = nan", "objective.beta: got nan, wanted 0 to inf"),
+            ("[objective]\nlikelihood = 'gausian'", "objective.likelihood: got gausian, wanted gaussian or bernoulli"),
+            ("[data]\nimage_size = [28]", "data.image_size: got .28., wanted a list of"),
+            ("[data]\nimage_size = [28, 7]", "data.image_size: got 7, wanted 8 to 4096"),
+            ("[data]\nchannels = 2", "data.channels: got 2, wanted 1 or 3"),
+            ("run = 3", r"run: got 3, wanted a section \[run\]"),
+            ("[run", "not TOML"),
+        ],
+    )
+    def test_what_makes_no_sense_is_refused(self, text: str, message: str) -> None:
+        with pytest.raises(ConfigError, match=f"my.toml: {message}"):
+            config_file.parse(text, "my.toml")
+
+    def test_an_unknown_preset_is_refused_with_the_nearest(self) -> None:
+        with pytest.raises(ConfigError, match=r"got fashon, wanted one of .*; did you mean fashion\?"):
+            config_file.read_preset("fashon")
+
+
+class TestTrain:
+    def test_flags_override_the_preset_and_are_recorded(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        images, out = small_set(tmp_path, 100), tmp_path / "run"
+        arguments = ["--preset", "tiny", "--data", images, "--image-size", "16x12", "--channels", 3, "--seed", 5]
+        assert run(monkeypatch, "train", *arguments, "--latent-dim", 3, "--beta", 0.5, "--out", out) == 0
+        config = config_file.read(out / "config.toml")
+        assert config.data.image_size == (16, 12)
+        assert (config.data.channels, config.run.seed) == (3, 5)
+        assert (config.model.latent_dim, config.objective.beta) == (3, 0.5)
+        assert config.model.width == config_file.read_preset("tiny").model.width
+
+    def test_resuming_with_another_value_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(monkeypatch, "train", "--out", small_run(), "--resume", "--latent-dim", 8) == 2
+        assert "model.latent_dim: got 8, wanted 4: a run resumes as it was begun" in capsys.readouterr().err
+
+    def test_resuming_with_the_same_command_goes_on(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        arguments = ["train", "--preset", "tiny", "--data", small_set(tmp_path), "--out", tmp_path / "run"]
+        assert run(monkeypatch, *arguments) == 0
+        assert run(monkeypatch, *arguments, "--resume") == 0
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--preset", "tiny"], "wanted --data PATH"),
+            (["--preset", "tinny", "--data", "."], "did you mean tiny?"),
+            (["--config", "absent.toml"], "absent.toml: cannot read the config"),
+            (["--config", "a.toml", "--preset", "tiny"], "wanted one of the two"),
+            (["--resume"], "holds no run"),
+            (["--data", "absent"], "absent does not exist"),
+            (["--epochs", "0"], "run.epochs: got 0"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_mistakes_are_one_line_and_status_2(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+        arguments: list[str],
+        message: str,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert run(monkeypatch, "train", *arguments, "--out", "run") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("latentry: error: ")
+        assert message in line
+
+    def test_unreadable_files_are_named_in_the_output(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        from PIL import Image
+
+        (tmp_path / "images").mkdir()
+        for index, image in enumerate(fashion_images()[:40]):
+            Image.fromarray(image).save(tmp_path / "images" / f"{index:02d}.png")
+        (tmp_path / "images" / "05.png").write_bytes(b"no picture")
+        arguments = ["--preset", "tiny", "--data", tmp_path / "images", "--out", tmp_path / "run"]
+        assert run(monkeypatch, "train", *arguments) == 0
+        assert "left out 1 unreadable files: 05.png: " in capsys.readouterr().err
+
+    def test_ctrl_c_says_how_to_go_on(self, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        arguments = ["--preset", "tiny", "--data", str(small_set(tmp_path)), "--epochs", "500", "--out", str(out)]
+        whole = [sys.executable, "-m", "training", "train", *arguments]
+        with subprocess.Popen(whole, stderr=subprocess.PIPE, text=True, env=ONE_THREAD) as process:
+            while not (out / "log.jsonl").exists() or '"step": 6,' not in (out / "log.jsonl").read_text():
+                assert process.poll() is None
+                time.sleep(0.01)
+            os.kill(process.pid, signal.SIGINT)
+            error = process.stderr.read() if process.stderr else ""
+        assert process.returncode == 130
+        assert f"To go on: latentry train --out {out} --resume" in error
+        assert "Traceback" not in error
+
+
+class TestEvaluateAndExport:
+    def test_evaluate_prints_and_keeps_the_figures(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(monkeypatch, "evaluate", small_run()) == 0
+        table = dict(line.split() for line in capsys.readouterr().out.splitlines())
+        kept = json.loads((small_run() / "evaluation.json").read_text())
+        assert float(table["elbo"].replace(",", "")) == pytest.approx(kept["elbo"], abs=0.01)
+        assert kept["step"] == 16
+        assert kept["images"] == 30
+
+    def test_export_writes_a_model_folder(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        assert run(monkeypatch, "export", small_run(), "--to", tmp_path / "small" / "2") == 0
+        assert manifest.read(tmp_path / "small" / "2").manifest.version == 2
+        assert "encoder_relative" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("arguments", [["evaluate"], ["export", "--to", "m/1"]], ids=lambda value: value[0])
+    def test_a_folder_without_a_run_is_refused(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+        arguments: list[str],
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert run(monkeypatch, *arguments, "nowhere") == 2
+        assert "nowhere holds no run: it has no config.toml" in capsys.readouterr().err
+
+    def test_other_images_are_refused(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        np.savez(tmp_path / "other.npz", images=fashion_images()[500:800])
+        assert run(monkeypatch, "evaluate", small_run(), "--data", tmp_path / "other.npz") == 2
+        assert "other.npz: these are other images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "export"])
+def test_help_teaches_with_an_example_and_without_torch(name: str) -> None:
+    code = f"""
+import atexit, sys, training.__main__
+atexit.register(lambda: print("torch:", "torch" in sys.modules))
+sys.argv[1:] = ["{name}", "--help"]
+training.__main__.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"latentry {name} " in done.stdout
+    assert "example" in done.stdout
+    assert done.stdout.endswith("torch: False\n")
