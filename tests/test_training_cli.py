@@ -152,6 +152,14 @@ class TestEvaluateAndExport:
         assert kept["step"] == 16
         assert kept["images"] == 30
 
+    def test_evaluate_saves_the_held_out_images(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        assert run(monkeypatch, "evaluate", small_run(), "--save-images", tmp_path / "held_out.npz") == 0
+        with np.load(tmp_path / "held_out.npz") as arrays:
+            assert arrays["images"].shape == (30, 28, 28, 1)
+            assert arrays["labels"].shape == (30,)
+            held_out = {image.tobytes() for image in arrays["images"]}
+        assert held_out < {image.tobytes() for image in fashion_images()[:300]}
+
     def test_export_writes_a_model_folder(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:

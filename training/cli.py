@@ -79,6 +79,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EVALUATE_EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     _add_run_arguments(parser)
+    parser.add_argument("--save-images", metavar="NPZ", type=Path, help="also write the held-out images to this file")
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
@@ -107,13 +108,15 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from training import trained
+    from training import npz, trained
     from training.evaluate import evaluate
 
     model = trained.load(args.run, args.data)
     figures = asdict(evaluate(model.model, model.dataset.test.pixels))
     text = json.dumps({"step": model.step, **figures}, indent=2) + "\n"
     write_atomically(args.run / run.EVALUATION, text.encode())
+    if args.save_images:
+        npz.write(args.save_images, model.dataset.test)
     for name, value in figures.items():
         print(f"{name:<16}{value:>12,.2f}" if isinstance(value, float) else f"{name:<16}{value:>12,}")
 

@@ -1,7 +1,8 @@
-"""A .npz file with `images` and, if it likes, `labels`."""
+"""A .npz file with `images` and, where they are known, `labels`."""
 
 from __future__ import annotations
 
+import io
 import zipfile
 import zlib
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from training.disk import write_atomically
 from training.errors import DataError
 from training.images import Images
 
@@ -28,6 +30,14 @@ def read(path: Path) -> Images:
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as .npz: {error}") from error
     return Images(pixels, labels)
+
+
+def write(path: Path, images: Images) -> None:
+    """Write `images` so that `read` gives them back. Raises `RunError` if the disk does not take the file."""
+    labels = {} if images.labels is None else {"labels": images.labels}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=images.pixels, **labels)
+    write_atomically(path, buffer.getvalue())
 
 
 def _pixels(images: NDArray[Any], path: Path) -> NDArray[np.uint8]:
