@@ -157,7 +157,7 @@ def _resumed(args: argparse.Namespace, out: Path) -> Config:
 def _overrides(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     overrides: dict[str, dict[str, Any]] = {"data": {}}
     if args.data is not None:
-        overrides["data"]["path"] = args.data
+        overrides["data"]["path"] = str(Path(args.data).expanduser().absolute())  # to resume from any folder
     for flag, (section, key, *_) in _FLAGS.items():
         value = getattr(args, flag.removeprefix("--").replace("-", "_"))
         if value is not None:

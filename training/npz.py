@@ -34,9 +34,11 @@ def read(path: Path) -> Images:
 
 def write(path: Path, images: Images) -> None:
     """Write `images` so that `read` gives them back. Raises `RunError` if the disk does not take the file."""
-    labels = {} if images.labels is None else {"labels": images.labels}
+    arrays: dict[str, Any] = {"images": images.pixels}
+    if images.labels is not None:
+        arrays["labels"] = images.labels
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=images.pixels, **labels)
+    np.savez_compressed(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
 
 
