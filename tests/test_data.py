@@ -66,6 +66,15 @@ class TestIdx:
         assert dataset.digest == load(FASHION).digest
         assert dataset.train.labels is None
 
+    def test_a_source_with_both_parts_is_split_as_it_is(self, tmp_path: Path) -> None:
+        for part, n in (("train", 40), ("t10k", 10)):
+            header = struct.pack(">IIII", 0x803, n, 28, 28)
+            (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(header + fashion_images()[:n].tobytes())
+        dataset = load(tmp_path)
+        assert (len(dataset.train), len(dataset.test)) == (40, 10)
+        assert dataset.split == "the source's own"
+        assert dataset.train.pixels.flags.writeable  # torch warns otherwise
+
     def test_test_images_of_the_source_are_held_out(self) -> None:
         dataset = load(outside_data("mnist"))
         assert (len(dataset.train), len(dataset.test)) == (60000, 10000)

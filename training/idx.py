@@ -65,4 +65,4 @@ def _parse(file: IO[bytes], path: Path, dimensions: int) -> NDArray[np.uint8]:
     data = file.read(wanted)
     if len(data) != wanted:
         raise DataError(f"{path}: cut short: got {len(data)} bytes after the header, wanted {wanted} for {shape}")
-    return np.frombuffer(data, np.uint8).reshape(shape)
+    return np.frombuffer(bytearray(data), np.uint8).reshape(shape)  # a bytearray, because torch wants it writable
