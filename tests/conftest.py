@@ -22,6 +22,9 @@ from latentry.v1 import vae_pb2_grpc
 from serving.server import Service
 from serving.settings import Settings
 
+# Two busy processes with two OpenMP threads each crawl on two cores: their barriers wait for the scheduler.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported, later than this
+
 ROOT = Path(__file__).resolve().parent.parent
 FASHION = ROOT / "data" / "fashion-mnist"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,7 @@ def build_fabric(config: RunConfig) -> Fabric:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("run.device: got cuda, but torch finds no CUDA device; wanted auto or cpu")
     bf16 = config.precision == "bf16" or (config.precision == "auto" and _has_bf16(device))
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # `fit` says device and precision itself, once
     return Fabric(accelerator=device, devices=1, precision="bf16-mixed" if bf16 else "32-true")
 
 
