@@ -68,19 +68,33 @@ class _Target:
         self.timeout_s = timeout_s
         self._selector = pb.ModelSelector(name=model, version=version)
         self._info: pb.ModelInfo | None = None
-        self._opening = threading.Lock()
+        self._lock = threading.Lock()
+        self._channel_bytes = 0  # the message limit that the channel was opened with
 
-    def _options(self) -> list[tuple[str, Any]]:
-        """The channel's options: gRPC's own limits until the model has said its own."""
+    @staticmethod
+    def _options(most: int | None = None) -> list[tuple[str, Any]]:
+        """The channel's options; without `most`, gRPC's own limits: what describes a model is small."""
         options: list[tuple[str, Any]] = [("grpc.service_config", json.dumps(_RETRY))]
-        if self._info is not None:
-            most = self._info.limits.max_message_bytes
+        if most is not None:
             options += [
                 ("grpc.max_receive_message_length", most),
                 ("grpc.max_send_message_length", most),
                 ("grpc.per_rpc_retry_buffer_size", most),
             ]
         return options
+
+    def _same_model(self, digest: str, reply: Any) -> str:
+        """The digest of the model that answered; `digest` is that of the parts before, or empty.
+
+        Raises `LatentryError` if another model answered them. A model that is not the one that `info` described is
+        asked about again before the next call.
+        """
+        answered: str = reply.model.digest
+        if digest and answered != digest:
+            raise LatentryError(grpc.StatusCode.ABORTED, "the server changed its model between parts of this call")
+        if self._info is not None and answered != self._info.model.digest:
+            self._info = None
+        return answered
 
 
 class Client(_Target):
@@ -99,19 +113,21 @@ class Client(_Target):
 
     def close(self) -> None:
         """Close the connection; a later call opens it again."""
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        with self._lock:
+            if self._channel is not None:
+                self._channel.close()
+                self._channel = None
 
     def info(self) -> pb.ModelInfo:
         """The model: its shapes, limits, likelihood, figures. Asked once, then remembered."""
-        if self._info is None:
+        info = self._info
+        if info is None:
             with grpc.insecure_channel(self.target, self._options()) as channel:
                 reply = self._call(
                     vae_pb2_grpc.VaeServiceStub(channel), "GetModel", pb.GetModelRequest(model=self._selector)
                 )
-            self._info = reply.model
-        return self._info
+            info = self._info = reply.model
+        return info
 
     def models(self) -> list[pb.ModelInfo]:
         """Every model that the server has loaded."""
@@ -159,17 +175,23 @@ class Client(_Target):
         return self._drive(plans.interpolate(self.info(), self._selector, key_frames, steps, path, resize, dtype))
 
     def _drive(self, plan: plans.Plan[T]) -> T:
-        with self._opening:
-            if self._channel is None:
-                self._channel = grpc.insecure_channel(self.target, self._options())
-        stub = vae_pb2_grpc.VaeServiceStub(self._channel)
+        stub, digest = vae_pb2_grpc.VaeServiceStub(self._open()), ""
         try:
             call = next(plan)
             while True:
-                call = plan.send(self._call(stub, *call))
+                reply = self._call(stub, *call)
+                digest = self._same_model(digest, reply)
+                call = plan.send(reply)
         except StopIteration as done:
             result: T = done.value
             return result
+
+    def _open(self) -> grpc.Channel:
+        most = self.info().limits.max_message_bytes
+        with self._lock:
+            if self._channel is None or self._channel_bytes != most:
+                self._channel, self._channel_bytes = grpc.insecure_channel(self.target, self._options(most)), most
+            return self._channel
 
     def _call(self, stub: Any, rpc: str, request: Any) -> Any:
         try:
@@ -199,12 +221,13 @@ class AsyncClient(_Target):
 
     async def info(self) -> pb.ModelInfo:
         """See `Client.info`."""
-        if self._info is None:
+        info = self._info
+        if info is None:
             async with grpc.aio.insecure_channel(self.target, self._options()) as channel:
                 stub = vae_pb2_grpc.VaeServiceStub(channel)
                 reply = await self._call(stub, "GetModel", pb.GetModelRequest(model=self._selector))
-            self._info = reply.model
-        return self._info
+            info = self._info = reply.model
+        return info
 
     async def models(self) -> list[pb.ModelInfo]:
         """See `Client.models`."""
@@ -249,16 +272,22 @@ class AsyncClient(_Target):
         return await self._drive(plans.interpolate(info, self._selector, key_frames, steps, path, resize, dtype))
 
     async def _drive(self, plan: plans.Plan[T]) -> T:
-        if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self.target, self._options())
-        stub = vae_pb2_grpc.VaeServiceStub(self._channel)
+        stub, digest = vae_pb2_grpc.VaeServiceStub(await self._open()), ""
         try:
             call = next(plan)
             while True:
-                call = plan.send(await self._call(stub, *call))
+                reply = await self._call(stub, *call)
+                digest = self._same_model(digest, reply)
+                call = plan.send(reply)
         except StopIteration as done:
             result: T = done.value
             return result
+
+    async def _open(self) -> grpc.aio.Channel:
+        most = (await self.info()).limits.max_message_bytes
+        if self._channel is None or self._channel_bytes != most:
+            self._channel, self._channel_bytes = grpc.aio.insecure_channel(self.target, self._options(most)), most
+        return self._channel
 
     async def _call(self, stub: Any, rpc: str, request: Any) -> Any:
         try:

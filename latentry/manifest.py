@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import sys
@@ -32,6 +33,7 @@ PREVIEW_FILE = "preview.png"
 
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_FILE_BYTES = 2 << 30  # what one protobuf message, and so one ONNX file, can hold
+MAX_PROVENANCE_BYTES = 256 << 10  # it goes into a message
 MAX_SIDE = 4096
 MAX_LATENT_DIM = 65536
 
@@ -96,6 +98,8 @@ class Manifest:
         for name, digest in self.files.items():
             _want(bool(_FILE_NAME.fullmatch(name)), "files", name, "a plain file name")
             _want(bool(_SHA256.fullmatch(digest)), f"files.{name}", digest, "a SHA-256 in lower-case hexadecimal")
+        provenance_bytes = len(json.dumps(self.provenance))
+        _want(provenance_bytes <= MAX_PROVENANCE_BYTES, "provenance", f"{provenance_bytes} bytes", "256 KiB at most")
         if self.aggregate_posterior is not None:
             self._check_latent_vector("aggregate_posterior.mean", self.aggregate_posterior.mean)
             self._check_latent_vector("aggregate_posterior.variance", self.aggregate_posterior.variance)
@@ -156,7 +160,8 @@ def parse_version(text: str) -> int:
 def parse(text: str | bytes) -> Manifest:
     """Read the text of a `manifest.json`; raises `ManifestError` with the first field that is wrong."""
     try:
-        raw = json.loads(text, parse_constant=_refuse_constant)
+        raw = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        json.dumps(raw, ensure_ascii=False).encode()  # refuses halves of surrogate pairs, which no message can carry
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{MANIFEST_FILE}: not JSON: {error}") from error
     _want(isinstance(raw, dict), MANIFEST_FILE, type(raw).__name__, "a JSON object")
@@ -177,8 +182,9 @@ def parse(text: str | bytes) -> Manifest:
         files=_strings_by_name(raw, "files"),
         provenance=_get(raw, "provenance", dict, optional=True) or {},
         evaluation=_numbers_by_name(raw, "evaluation"),
-        aggregate_posterior=posterior
-        and AggregatePosterior(_vector(posterior, "mean"), _vector(posterior, "variance")),
+        aggregate_posterior=None
+        if posterior is None
+        else AggregatePosterior(_vector(posterior, "mean"), _vector(posterior, "variance")),
         attributes={name: _vector(attributes, name) for name in attributes},
         labels=tuple(labels),
     )
@@ -224,6 +230,11 @@ def _read_inside(folder: Path, name: str, max_bytes: int) -> bytes:
 def _want(ok: bool, where: str, got: object, wanted: str) -> None:
     if not ok:
         raise ManifestError(f"{where}: got {str(got)[:200]}, wanted {wanted}")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse_constant(text)
 
 
 def _refuse_constant(text: str) -> float:

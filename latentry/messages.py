@@ -22,6 +22,9 @@ RESIZES = {None: pb.RESIZE_UNSPECIFIED, "crop": pb.RESIZE_CROP, "stretch": pb.RE
 PATHS = {"linear": pb.INTERPOLATION_PATH_LINEAR, "spherical": pb.INTERPOLATION_PATH_SPHERICAL}
 FORMATS = {"uint8": pb.IMAGE_FORMAT_RAW_UINT8, "float32": pb.IMAGE_FORMAT_RAW_FLOAT32}
 
+# Modes that PNG does not hold, and those that say the same. What it holds, 16 bits included, the server reads.
+_PNG_MODES = {"CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB", "LAB": "RGB", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB"}
+
 _DTYPES: dict[int, type[np.generic]] = {pb.DATA_TYPE_UINT8: np.uint8, pb.DATA_TYPE_FLOAT32: np.float32}
 
 
@@ -93,6 +96,6 @@ def _file_bytes(image: OneImage) -> bytes:
     if not isinstance(image, Image.Image):
         raise TypeError(f"images: got a {type(image).__name__}, wanted Pillow images, paths or bytes")
     buffer = io.BytesIO()
-    plain = image if image.mode in ("L", "LA", "RGB", "RGBA", "P") else image.convert("RGB")
+    plain = image.convert(_PNG_MODES[image.mode]) if image.mode in _PNG_MODES else image
     plain.save(buffer, "PNG", compress_level=1, exif=image.getexif())
     return buffer.getvalue()

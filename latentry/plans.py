@@ -18,6 +18,9 @@ from latentry.pictures import Pictures, Posterior
 from latentry.v1 import vae_pb2 as pb
 
 T = TypeVar("T")
+
+_OVERHEAD_BYTES = 32 << 10  # names, shapes and tags of a request
+_ITEM_OVERHEAD_BYTES = 8  # tag and length of one image
 Plan: TypeAlias = Generator[tuple[str, Any], Any, T]
 
 
@@ -33,8 +36,8 @@ def encode(
     items = messages.image_items(images)
     fit = messages.choice("resize", resize, messages.RESIZES)
     replies: list[pb.EncodeResponse] = []
-    for at in _starts(len(items), info):
-        part = messages.write_images(items[at : at + info.limits.max_items])
+    for at, end in _parts(items, info):
+        part = messages.write_images(items[at:end])
         request = pb.EncodeRequest(model=selector, images=part, resize=fit, first_index=at)
         if seed is not None:
             request.seed, request.temperature = messages.check_seed(seed), temperature
@@ -117,6 +120,25 @@ def interpolate(
 def _starts(n: int, info: pb.ModelInfo) -> range:
     """Where each call's part begins; at least one call, so that the server can say what is wrong with none."""
     return range(0, max(n, 1), info.limits.max_items)
+
+
+def _parts(items: npt.NDArray[Any] | list[bytes], info: pb.ModelInfo) -> list[tuple[int, int]]:
+    """Where each call's part begins and ends, within the limits in items and in bytes.
+
+    Raises `ValueError` for one image that is too large for a message of its own.
+    """
+    most = info.limits.max_message_bytes - _OVERHEAD_BYTES
+    item_bytes = 1 if isinstance(items, list) or items.dtype == np.uint8 else 4
+    sizes = [len(i) if isinstance(i, bytes) else i.size * item_bytes for i in items]
+    parts, start, total = [], 0, 0
+    for at, size in enumerate(sizes):
+        if size > most:
+            raise ValueError(f"images[{at}]: got {size} bytes, wanted at most {most}; make it smaller first")
+        if at - start == info.limits.max_items or total + size > most:
+            parts.append((start, at))
+            start, total = at, 0
+        total += size + _ITEM_OVERHEAD_BYTES
+    return [*parts, (start, len(sizes))]
 
 
 def _output(dtype: str) -> pb.ImageOutput:

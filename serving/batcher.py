@@ -118,9 +118,12 @@ class Batcher:
         Raises `QueueFull` at once if more than `max_waiting` rows would wait, `DeadlinePassed` if the loop's time
         passes `deadline` before all rows have begun, or whatever the runner raised.
         """
+        if self.rows_waiting + len(rows) > self._max_waiting:
+            self._forget_done()
         waiting = self.rows_waiting + len(rows)
         if waiting > self._max_waiting:
-            raise QueueFull(self.rows_waiting, self._max_waiting, self.rows_waiting * self._seconds_a_row)
+            message = f"queue full: {self.rows_waiting} items are waiting of at most {self._max_waiting}; try again"
+            raise QueueFull(message, self.rows_waiting * self._seconds_a_row)
         loop = asyncio.get_running_loop()
         job = _Job(rows, outputs, deadline, loop.create_future(), loop.time())
         self._jobs.append(job)
@@ -151,25 +154,38 @@ class Batcher:
                 unfinished.append(job)
         self._jobs.extend(unfinished)
         self._set_waiting(waiting)
-        return _gather(chosen) if chosen else None
+        try:
+            return _gather(chosen) if chosen else None
+        except Exception as error:  # no memory for the batch: its calls fail, the queue goes on
+            _fail(chosen, error)
+            return None
 
     def deliver(self, batch: _Batch, started: float, done: asyncio.Future[Results]) -> None:
-        """Hand the results of `batch`, or its error, to the calls that wait for them."""
+        """Hand the results of `batch`, or its error, to the calls that wait for them: each is answered once."""
+        try:
+            results = done.result()
+            for name in batch.outputs:
+                if len(results[name]) != len(batch.rows):
+                    raise RuntimeError(f"output {name}: {len(results[name])} rows for {len(batch.rows)}")
+            self._hand_out(batch, started, results)
+        except (Exception, asyncio.CancelledError) as error:
+            _fail(batch.jobs, error)
+
+    def _hand_out(self, batch: _Batch, started: float, results: Results) -> None:
         run_s = asyncio.get_running_loop().time() - started
-        error = asyncio.CancelledError() if done.cancelled() else done.exception()
-        if error is not None:
-            for job, _ in batch.jobs:
-                if not job.future.done():
-                    job.future.set_exception(error)
-            return
         self._seconds_a_row += 0.1 * (run_s / len(batch.rows) - self._seconds_a_row)
         self._observer.ran(len(batch.rows), [started - job.submitted for job, _ in batch.jobs], run_s)
-        results, at = done.result(), 0
+        at = 0
         for job, n in batch.jobs:
             job.parts.append({name: results[name][at : at + n] for name in job.outputs})
             at += n
             if job.begun == len(job.rows) and not job.future.done():
                 job.future.set_result(_join(job.parts))
+
+    def _forget_done(self) -> None:
+        """Drop the calls that were cancelled while they waited, so that they take nobody's place."""
+        self._jobs = deque(job for job in self._jobs if not job.future.done())
+        self._set_waiting(sum(len(job.rows) - job.begun for job in self._jobs))
 
     def _set_waiting(self, rows: int) -> None:
         self.rows_waiting = rows
@@ -183,6 +199,12 @@ def _gather(chosen: list[tuple[_Job, int]]) -> _Batch:
         job.begun += n
     rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     return _Batch(chosen, rows, frozenset().union(*(job.outputs for job, _ in chosen)))
+
+
+def _fail(jobs: list[tuple[_Job, int]], error: BaseException) -> None:
+    for job, _ in jobs:
+        if not job.future.done():
+            job.future.set_exception(error)
 
 
 def _join(parts: list[Results]) -> Results:

@@ -5,14 +5,16 @@ Images are uint8 [N, H, W, C] arrays inside, whatever they were outside. Knows n
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from latentry.v1 import vae_pb2 as pb
 from serving.errors import InvalidArgument
@@ -20,8 +22,11 @@ from serving.errors import InvalidArgument
 Array = npt.NDArray[Any]
 Uint8s = npt.NDArray[np.uint8]
 Float32s = npt.NDArray[np.float32]
+Stopped = Callable[[], bool]  # whether nobody waits for the result any more
 
 MAX_PIXELS = 32 << 20  # of one encoded image; larger ones are refused before they are unpacked
+MAX_REQUEST_PIXELS = 64 << 20  # of all encoded images of a request together
+MAX_LATENT = 1e6  # a latent's magnitude: far beyond any prior, and far from where float32 overflows
 MAX_TEMPERATURE = 10.0
 _READ_FORMATS = ("PNG", "JPEG", "WEBP")
 _WRITE_FORMATS = {pb.IMAGE_FORMAT_PNG: "PNG", pb.IMAGE_FORMAT_JPEG: "JPEG", pb.IMAGE_FORMAT_WEBP: "WEBP"}
@@ -58,22 +63,25 @@ def read_latents(tensor: pb.Tensor, latent_dim: int, max_items: int, field: str 
         raise InvalidArgument(f"{field}.dtype", "DATA_TYPE_UINT8", "DATA_TYPE_FLOAT32")
     if latents.ndim != 2 or latents.shape[1] != latent_dim or len(latents) > max_items:
         raise InvalidArgument(f"{field}.shape", list(latents.shape), wanted)
-    finite = np.isfinite(latents)
-    if not finite.all():
-        item, latent = (int(i) for i in np.argwhere(~finite)[0])
-        raise InvalidArgument(f"{field}.data", f"{latents[item, latent]} at [{item}, {latent}]", "finite numbers")
+    sane = np.abs(latents) <= MAX_LATENT  # NaN is not
+    if not sane.all():
+        item, latent = (int(i) for i in np.argwhere(~sane)[0])
+        got = f"{latents[item, latent]} at [{item}, {latent}]"
+        raise InvalidArgument(f"{field}.data", got, f"finite numbers from -{MAX_LATENT:g} to {MAX_LATENT:g}")
     return latents
 
 
-def read_images(images: pb.Images, shape: tuple[int, int, int], max_items: int, resize: int) -> Uint8s:
-    """Images [N, H, W, C] of the model's `shape`, resized if the request says so."""
+def read_images(
+    images: pb.Images, shape: tuple[int, int, int], max_items: int, resize: int, stopped: Stopped = lambda: False
+) -> Uint8s:
+    """Images [N, H, W, C] of the model's `shape`, resized if the request says so. Ends early once `stopped()`."""
     if resize not in pb.Resize.values():
         raise InvalidArgument("resize", resize, "RESIZE_UNSPECIFIED (0), RESIZE_CROP (1) or RESIZE_STRETCH (2)")
     kind = images.WhichOneof("kind")
     if kind == "tensor":
         return _from_tensor(images.tensor, shape, max_items, resize)
     if kind == "encoded":
-        return _from_files(images.encoded.images, shape, max_items, resize)
+        return _from_files(images.encoded.images, shape, max_items, resize, stopped)
     raise InvalidArgument("images", "none", "a tensor or encoded images")
 
 
@@ -145,33 +153,70 @@ def _quantise(array: Float32s) -> Uint8s:
     return pixels
 
 
-def _from_files(files: Sequence[bytes], shape: tuple[int, int, int], max_items: int, resize: int) -> Uint8s:
+def _from_files(
+    files: Sequence[bytes], shape: tuple[int, int, int], max_items: int, resize: int, stopped: Stopped
+) -> Uint8s:
+    field = "images.encoded.images"
     if not 1 <= len(files) <= max_items:
-        raise InvalidArgument("images.encoded.images", f"{len(files)} images", f"1 to {max_items}")
-    return np.stack([_from_file(data, f"images.encoded.images[{i}]", shape, resize) for i, data in enumerate(files)])
+        raise InvalidArgument(field, f"{len(files)} images", f"1 to {max_items}")
+    pixels = 0
+    for i, data in enumerate(files):  # headers first: a few bytes can claim many pixels
+        with _reading(data, f"{field}[{i}]"), _open(data) as image:
+            pixels += image.width * image.height
+            size = f"{image.width}x{image.height}"
+            if image.width * image.height > MAX_PIXELS:
+                raise InvalidArgument(f"{field}[{i}]", size, f"at most {MAX_PIXELS} pixels")
+            if (image.height, image.width) != shape[:2] and resize == pb.RESIZE_UNSPECIFIED and not _turned(image):
+                raise InvalidArgument(f"{field}[{i}]", size, f"{shape[1]}x{shape[0]}, or a `resize`")
+    if pixels > MAX_REQUEST_PIXELS:
+        raise InvalidArgument(field, f"{pixels} pixels in all", f"at most {MAX_REQUEST_PIXELS} a request")
+    images = []
+    for i, data in enumerate(files):
+        if stopped():
+            raise CancelledError
+        images.append(_from_file(data, f"{field}[{i}]", shape, resize))
+    return np.stack(images)
 
 
 def _from_file(data: bytes, field: str, shape: tuple[int, int, int], resize: int) -> Uint8s:
+    with _reading(data, field):
+        with _open(data) as image:
+            if image.format == "PNG":
+                image.verify()  # its checksums; Pillow reads broken pixels otherwise
+        with _open(data) as image:
+            plain = _to_mode(ImageOps.exif_transpose(image), "L" if shape[2] == 1 else "RGB")
+    if (plain.height, plain.width) != shape[:2] and resize == pb.RESIZE_UNSPECIFIED:
+        raise InvalidArgument(field, f"{plain.width}x{plain.height}", f"{shape[1]}x{shape[0]}, or a `resize`")
+    return _fit(plain, shape, resize)
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=_READ_FORMATS)
+
+
+def _turned(image: Image.Image) -> bool:
+    """Whether EXIF says that the image lies on its side."""
+    return bool(image.getexif().get(ExifTags.Base.Orientation, 1) >= 5)
+
+
+@contextlib.contextmanager
+def _reading(data: bytes, field: str) -> Iterator[None]:
+    """Pillow raises OSError, ValueError, SyntaxError, struct.error and more for a broken file: one refusal for all."""
     try:
-        with Image.open(io.BytesIO(data), formats=_READ_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InvalidArgument(field, f"{image.width}x{image.height}", f"at most {MAX_PIXELS} pixels")
-            upright = ImageOps.exif_transpose(image)
-            plain = _to_mode(upright, "L" if shape[2] == 1 else "RGB")
+        yield
     except InvalidArgument:
         raise
-    except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error, ... for a broken file
+    except Exception as error:
         got = f"{len(data)} bytes that cannot be read ({type(error).__name__})"
         raise InvalidArgument(field, got, "a whole PNG, JPEG or WebP file") from error
-    if (plain.height, plain.width) != shape[:2] and resize == pb.RESIZE_UNSPECIFIED:
-        wanted = f"{shape[1]}x{shape[0]}, or a `resize`"
-        raise InvalidArgument(field, f"{plain.width}x{plain.height}", wanted)
-    return _fit(plain, shape, resize)
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel: keep the upper 8
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        clear = image.info.get("transparency")
+        deep = np.asarray(image).astype(np.uint32)
+        upper = (deep >> 8).astype(np.uint8)
+        image = Image.fromarray(upper if clear is None else np.where(deep == clear, 0, upper).astype(np.uint8))
     if image.has_transparency_data:
         black = Image.new("RGBA", image.size, "black")
         image = Image.alpha_composite(black, image.convert("RGBA"))
@@ -198,12 +243,17 @@ def write_tensor(array: Array) -> pb.Tensor:
     return pb.Tensor(dtype=dtype, shape=array.shape, data=little.tobytes())
 
 
-def write_images(images: Array, output: pb.ImageOutput) -> pb.Images:
-    """Images [N, H, W, C] in the form that the caller asked for."""
+def write_images(images: Array, output: pb.ImageOutput, stopped: Stopped = lambda: False) -> pb.Images:
+    """Images [N, H, W, C] in the form that the caller asked for. Ends early once `stopped()`."""
     name = _WRITE_FORMATS.get(output.format)
     if name is None:
         return pb.Images(tensor=write_tensor(images))
-    return pb.Images(encoded=pb.EncodedImages(images=[_to_file(image, name, output.quality or 90) for image in images]))
+    files = []
+    for image in images:
+        if stopped():
+            raise CancelledError
+        files.append(_to_file(image, name, output.quality or 90))
+    return pb.Images(encoded=pb.EncodedImages(images=files))
 
 
 def wants_files(output: pb.ImageOutput) -> bool:

@@ -9,6 +9,7 @@ batch sizes, the buckets, and input and output buffers are allocated once for ea
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,6 +95,8 @@ def _session(model: bytes, choice: DeviceChoice) -> ort.InferenceSession:
     options.inter_op_num_threads = 1
     # Threads that spin between batches take the processor from the event loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # A graph's weights are inside it, where its digest vouches for them: what points to another file finds none.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     provider: str | tuple[str, dict[str, Any]] = choice.provider
     if choice.is_cuda:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -137,10 +140,22 @@ class Graph:
         return self._bound[size].run(rows, outputs)
 
     def warm(self, sizes: Sequence[int]) -> None:
-        """Run once at each bucket, or at each of `sizes` where there are none, so that no caller waits for it."""
+        """Run once at each bucket, or at each of `sizes` where there are none, so that no caller waits for it.
+
+        Raises `BadGraph` if a run fails, or gives outputs that are not finite or not of the shapes that were declared.
+        """
         dtype, shape = self.inputs[self._input]
         for size in self._buckets or sizes:
-            self.run(np.zeros((size, *shape[1:]), dtype), frozenset(self.outputs))
+            try:
+                results = self.run(np.zeros((size, *shape[1:]), dtype), frozenset(self.outputs))
+            except Exception as error:
+                raise BadGraph(f"a batch of {size} fails: {error}") from error
+            for name, (_, declared) in self.outputs.items():
+                got, wanted = results[name], (size, *declared[1:])
+                if got.shape != wanted:
+                    raise BadGraph(f"output {name}: got shape {list(got.shape)}, wanted {list(wanted)}")
+                if not np.isfinite(got).all():
+                    raise BadGraph(f"output {name}: not finite for an input of zeros")
 
 
 class _BoundBatch:

@@ -3,7 +3,7 @@
     bytes ─ interceptor ─ servicer ─ codec ─ batcher ─ engine
             Draining      ModelNotFound   │      │
             Internal      InvalidArgument ┘      ├ QueueFull
-                                                 └ DeadlinePassed
+            MessageTooLarge      └ QueueFull      └ DeadlinePassed
 
 Raise anywhere, translate once: the interceptor turns a `ServiceError` into its gRPC status and google.rpc details, and
 whatever else is raised into INTERNAL, which says nothing of the inside. `StartError` is the operator's: one line, exit.
@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "latentry"
+_NAMED = 10  # models that NOT_FOUND names; a status has to fit into HTTP/2 headers
 
 
 class StartError(Exception):
@@ -67,7 +68,8 @@ class ModelNotFound(ServiceError):
     def __init__(self, name: str, revision: str, known: Sequence[str]) -> None:
         self.metadata = {"model": name[:64], "revision": revision[:64]}
         wanted = f"{name[:64]!r}" + (f" {revision[:64]}" if revision else "")
-        super().__init__(f"model: got {wanted}, wanted one of {', '.join(known)}")
+        more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
+        super().__init__(f"model: got {wanted}, wanted one of {', '.join(known[:_NAMED])}{more}")
 
     def details(self) -> Sequence[Message]:
         return [error_details_pb2.ErrorInfo(reason="MODEL_NOT_FOUND", domain=DOMAIN, metadata=self.metadata)]
@@ -91,8 +93,14 @@ class QueueFull(_Retryable):
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
-    def __init__(self, waiting: int, bound: int, retry_after_s: float) -> None:
-        super().__init__(f"queue full: {waiting} items are waiting of at most {bound}; try again", retry_after_s)
+
+class MessageTooLarge(ServiceError):
+    """A request of more bytes than the model's limits allow."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    def __init__(self, got: int, most: int) -> None:
+        super().__init__(f"request: got {got} bytes, wanted at most {most}; send fewer items a call")
 
 
 class Draining(_Retryable):

@@ -18,10 +18,12 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from latentry.v1 import vae_pb2
-from serving.errors import Draining, Internal, InvalidArgument, ServiceError
+from serving.errors import Draining, Internal, InvalidArgument, MessageTooLarge, ServiceError
 from serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+_LATE_S = 0.02  # the caller's clock may run out, and its cancellation arrive, a little before ours
 
 _SERVICE = vae_pb2.DESCRIPTOR.services_by_name["VaeService"].full_name
 
@@ -92,9 +94,10 @@ class Gate:
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in the stubs alone
     """Wraps the calls of our own service; health and reflection pass as they are."""
 
-    def __init__(self, metrics: Metrics, gate: Gate) -> None:
+    def __init__(self, metrics: Metrics, gate: Gate, max_message_bytes: int) -> None:
         self._metrics = metrics
         self._gate = gate
+        self._max_message_bytes = max_message_bytes
 
     async def intercept_service(
         self,
@@ -108,6 +111,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
             return handler
 
         async def behaviour(data: bytes, context: Any) -> Any:
+            if len(data) > self._max_message_bytes:
+                raise MessageTooLarge(len(data), self._max_message_bytes)
             return await handler.unary_unary(_parse(handler.request_deserializer, data), context)
 
         async def measured(data: bytes, context: Any) -> Any:
@@ -132,7 +137,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
             await _abort(context, error)
         except asyncio.CancelledError:  # by the caller, by its deadline, or by a server that stops at once
             left = context.time_remaining()
-            late = left is not None and left <= 0.0
+            late = left is not None and left <= _LATE_S
             code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
             raise
         except Exception:

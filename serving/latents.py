@@ -85,25 +85,29 @@ def linear_path(keys: Float32s, steps: int) -> Float32s:
 def spherical_path(keys: Float32s, steps: int) -> Float32s:
     """As `linear_path`, along great circles (slerp: Shoemake 1985; White 2016 for latents).
 
-    Key frames that point the same way, or are zero, are joined by the straight line, slerp's limit. Raises
+    Directions follow the circle, lengths the straight way from one to the other. Key frames that point the same way,
+    or are zero, are joined by the straight line, slerp's limit. Raises
     `ValueError` with the index of the first of two neighbours that point in opposite ways: no circle is theirs alone.
     """
     directions = keys.astype(np.float64)
     norms = np.sqrt((directions * directions).sum(axis=1))
     for i in range(len(keys) - 1):
         product = norms[i] * norms[i + 1]
-        if product > 0 and float(directions[i] @ directions[i + 1]) <= -product * (1 - 1e-9):
+        if product > 0 and float(directions[i] @ directions[i + 1]) <= -product * (1 - 1e-6):
             raise ValueError(i)
     return _path(keys, steps, _slerp)
 
 
 def _slerp(a: Float64s, b: Float64s, t: Float64s) -> Float64s:
-    product = math.sqrt(float(a @ a) * float(b @ b))
-    cosine = min(1.0, max(-1.0, float(a @ b) / product)) if product > 0 else 1.0
-    angle = math.acos(cosine)
+    length_a, length_b = math.sqrt(float(a @ a)), math.sqrt(float(b @ b))
+    straight = (1.0 - t) * a + t * b
+    if length_a == 0.0 or length_b == 0.0:
+        return straight
+    angle = math.acos(min(1.0, max(-1.0, float(a @ b) / (length_a * length_b))))
     if math.sin(angle) < 1e-6:
-        return (1.0 - t) * a + t * b
-    return (np.sin((1.0 - t) * angle) * a + np.sin(t * angle) * b) / math.sin(angle)
+        return straight
+    direction = (np.sin((1.0 - t) * angle) * (a / length_a) + np.sin(t * angle) * (b / length_b)) / math.sin(angle)
+    return ((1.0 - t) * length_a + t * length_b) * direction
 
 
 def _path(keys: Float32s, steps: int, between: Callable[[Float64s, Float64s, Float64s], Float64s]) -> Float32s:

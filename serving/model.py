@@ -6,6 +6,7 @@ Composes what the calls are made of: encode, decode. Knows arrays, not messages.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from latentry.manifest import Manifest, ModelFolder
 from serving.batcher import Array, Batcher, Device
-from serving.engine import DeviceChoice, Graph, load_graphs
+from serving.engine import BadGraph, DeviceChoice, Graph, load_graphs
 from serving.metrics import GraphMetrics, Metrics
 from serving.settings import Settings
 
@@ -21,9 +22,10 @@ Float32s = npt.NDArray[np.float32]
 
 _MEBIBYTE = 1 << 20
 _MAX_MESSAGE = 64 * _MEBIBYTE
-_MIN_MESSAGE = 4 * _MEBIBYTE
+_MIN_MESSAGE = 16 * _MEBIBYTE  # a photo that is to be resized fits, however small the model's images
 _MESSAGE_OVERHEAD = 64 << 10  # names, shapes, digests and field tags
 
+_GRAPHS = ("encoder", "decoder")
 _POSTERIOR = frozenset({"mean", "logvar"})
 _PIXELS = frozenset({"images"})
 _MEANS = frozenset({"mean"})
@@ -77,8 +79,8 @@ def load(folder: ModelFolder, choice: DeviceChoice, device: Device, settings: Se
     started = time.perf_counter()
     graphs = load_graphs(folder, choice, buckets)
     loaded = time.perf_counter()
-    for graph in graphs:
-        graph.warm((1, settings.max_batch_size))
+    for graph, kind in zip(graphs, _GRAPHS, strict=True):
+        _warm(graph, f"{folder.path / kind}.onnx", (1, settings.max_batch_size))
     metrics.load_seconds.labels(name, str(version)).set(loaded - started)
     metrics.warmup_seconds.labels(name, str(version)).set(time.perf_counter() - loaded)
     metrics.model_info.labels(name, str(version), folder.digest, choice.provider, "fp32").set(1)
@@ -91,9 +93,16 @@ def load(folder: ModelFolder, choice: DeviceChoice, device: Device, settings: Se
             max_batch=settings.max_batch_size,
             max_waiting=settings.max_queue_items,
         )
-        for graph, kind in zip(graphs, ("encoder", "decoder"), strict=True)
+        for graph, kind in zip(graphs, _GRAPHS, strict=True)
     )
     return Model(folder, limits, choice, encode, decode)
+
+
+def _warm(graph: Graph, name: str, sizes: Sequence[int]) -> None:
+    try:
+        graph.warm(sizes)
+    except BadGraph as error:
+        raise BadGraph(f"{name}: {error}") from error
 
 
 class _Observer:

@@ -19,9 +19,9 @@ def find(root: Path) -> list[Path]:
     """
     newest = []
     try:
-        for model in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        for model in sorted(p for p in root.iterdir() if p.is_dir() and not _is_system(p)):
             manifest.check_name(model.name)
-            versions = [p for p in model.iterdir() if p.is_dir() and not p.name.startswith(".")]
+            versions = [p for p in model.iterdir() if p.is_dir() and not _is_system(p)]
             if versions:
                 newest.append(max(versions, key=lambda p: manifest.parse_version(p.name)))
     except OSError as error:
@@ -31,6 +31,11 @@ def find(root: Path) -> list[Path]:
     if not newest:
         raise StartError(f"model repository {root}: no model, wanted <name>/<version>/manifest.json")
     return newest
+
+
+def _is_system(path: Path) -> bool:
+    """Not a model: hidden (an export that is under way, or was cut off), or what the root of a disk has."""
+    return path.name.startswith(".") or path.name == "lost+found"
 
 
 def load_all(root: Path, load: Callable[[ModelFolder], Model]) -> Models:

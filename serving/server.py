@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import grpc
@@ -23,6 +22,7 @@ from prometheus_client import start_http_server
 from latentry.v1 import vae_pb2, vae_pb2_grpc
 from serving import engine, model, processors, repository
 from serving.batcher import Device
+from serving.codec_threads import CodecThreads
 from serving.errors import StartError
 from serving.interceptor import CallInterceptor, Gate
 from serving.metrics import Metrics
@@ -49,8 +49,8 @@ class Service:
         self._gate = Gate(self.metrics)
         self._device = Device()
         self._health = HealthServicer()
-        self._codec_threads = ThreadPoolExecutor(processors.available(), thread_name_prefix="latentry-codec")
-        self._closers: list[Callable[[], object]] = [self._device.close, self._codec_threads.shutdown]
+        self._codec_threads = CodecThreads(processors.available())
+        self._closers: list[Callable[[], object]] = [self._device.close, self._codec_threads.close]
 
     async def start(self) -> None:
         """Load the models, listen, and say SERVING."""
@@ -58,7 +58,9 @@ class Service:
         choice = engine.choose_device(settings.device, processors.available())
         log.info("device %s (%s), %d threads", choice.provider, choice.reason, choice.threads)
         load = partial(model.load, choice=choice, device=self._device, settings=settings, metrics=self.metrics)
-        self.models = repository.load_all(settings.models, load)
+        # In a thread, so that a signal is heard meanwhile.
+        loop = asyncio.get_running_loop()
+        self.models = await loop.run_in_executor(None, repository.load_all, settings.models, load)
         for each in self.models.all():
             about = each.manifest
             shape = "x".join(map(str, about.image_shape))
@@ -94,9 +96,10 @@ class Service:
     def _make_server(self) -> grpc.aio.Server:
         most = max(each.limits.max_message_bytes for each in self.models.all())
         server = grpc.aio.server(
-            interceptors=[CallInterceptor(self.metrics, self._gate)],
+            interceptors=[CallInterceptor(self.metrics, self._gate, most)],
             options=[
-                ("grpc.max_receive_message_length", most),
+                # Twice the limit, so that the interceptor sees, counts and explains most of what is too large.
+                ("grpc.max_receive_message_length", 2 * most),
                 ("grpc.max_send_message_length", most),
                 ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a share
             ],
@@ -138,14 +141,18 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: (at_once if asked.is_set() else asked).set())
     service = Service(settings)
-    try:
-        await service.start()
-    except BaseException:
-        service.close()
-        raise
-    await asked.wait()
-    steps = [asyncio.ensure_future(step) for step in (service.drain(), at_once.wait())]
-    await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
+    starting = asyncio.ensure_future(service.start())
+    told = asyncio.ensure_future(asked.wait())
+    await asyncio.wait([starting, told], return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        try:
+            starting.result()
+        except BaseException:
+            service.close()
+            raise
+        await told
+        steps = [asyncio.ensure_future(step) for step in (service.drain(), at_once.wait())]
+        await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
     log.info("stopped")
     # Not `Service.stop`: grpc's own end answers calls that are arriving with CANCELLED, which no client tries again.
     # When the sockets close, they fail with UNAVAILABLE.

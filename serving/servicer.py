@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 import numpy as np
@@ -19,19 +17,19 @@ from latentry.v1 import vae_pb2 as pb
 from latentry.v1 import vae_pb2_grpc
 from serving import codec, latents
 from serving.batcher import Array
+from serving.codec_threads import CodecThreads
 from serving.errors import InvalidArgument
 from serving.interceptor import name_model, time_codec
 from serving.model import Float32s, Model
 from serving.repository import Models
 
-T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
     """Answers from `models`; image files are read and written in `codec_threads`, beside the event loop."""
 
-    def __init__(self, models: Models, codec_threads: ThreadPoolExecutor) -> None:
+    def __init__(self, models: Models, codec_threads: CodecThreads) -> None:
         self._models = models
         self._codec_threads = codec_threads
 
@@ -75,6 +73,9 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
     async def Interpolate(self, request: pb.InterpolateRequest, context: Context) -> pb.InterpolateResponse:  # noqa: N802
         model = self._model(request.model)
         codec.check_output(request.output)
+        if request.path not in pb.InterpolationPath.values():
+            wanted = "INTERPOLATION_PATH_LINEAR (1) or INTERPOLATION_PATH_SPHERICAL (2)"
+            raise InvalidArgument("path", request.path, wanted)
         keys = await self._key_frames(request, model, context)
         steps = codec.read_steps(request.steps, len(keys), model.limits.max_items)
         z = _walk(keys, steps, request.path)
@@ -103,7 +104,9 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
         with time_codec("in"):
             if not codec.needs_time(images, resize):
                 return codec.read_images(images, shape, most, resize)
-            return await self._aside(lambda: codec.read_images(images, shape, most, resize))
+            return await self._codec_threads.run(
+                lambda stopped: codec.read_images(images, shape, most, resize, stopped), images.ByteSize()
+            )
 
     async def _key_frames(self, request: pb.InterpolateRequest, model: Model, context: Context) -> Float32s:
         kind = request.WhichOneof("key_frames")
@@ -126,17 +129,14 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
         with time_codec("out"):
             if not codec.wants_files(output):
                 return codec.write_images(images, output)
-            return await self._aside(lambda: codec.write_images(images, output))
-
-    async def _aside(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._codec_threads, work)
+            return await self._codec_threads.run(
+                lambda stopped: codec.write_images(images, output, stopped), images.nbytes
+            )
 
 
 def _walk(keys: Float32s, steps: int, path: int) -> Float32s:
-    if path in (pb.INTERPOLATION_PATH_UNSPECIFIED, pb.INTERPOLATION_PATH_LINEAR):
-        return latents.linear_path(keys, steps)
     if path != pb.INTERPOLATION_PATH_SPHERICAL:
-        raise InvalidArgument("path", path, "INTERPOLATION_PATH_LINEAR (1) or INTERPOLATION_PATH_SPHERICAL (2)")
+        return latents.linear_path(keys, steps)
     try:
         return latents.spherical_path(keys, steps)
     except ValueError as error:
@@ -168,5 +168,5 @@ def _info(model: Model) -> pb.ModelInfo:
         evaluation=about.evaluation,
         provider=model.provider,
         precision="fp32",
-        provenance_json=json.dumps(about.provenance, sort_keys=True),
+        provenance_json=json.dumps(about.provenance, sort_keys=True, ensure_ascii=False),
     )

@@ -166,6 +166,45 @@ async def test_a_failed_batch_fails_its_own_calls_only(batcher: Batcher, puppet:
     assert puppet.batches[-1] == [7], "what was left of a failed call must not run"
 
 
+@pytest.mark.parametrize("results", [None, {}, {"double": np.float32(1)}, {"double": np.zeros((7, 1))}])
+async def test_a_runner_that_returns_nonsense_fails_its_calls_and_loses_none(
+    device: Device, puppet: Puppet, results: Any
+) -> None:
+    broken = Batcher(lambda rows, outputs: results, device, puppet, max_batch=4, max_waiting=20)
+    tasks = [submit(broken, 1), submit(broken, 2, 3)]
+    for task in tasks:
+        with pytest.raises((RuntimeError, TypeError, KeyError)):
+            await asyncio.wait_for(task, 10)
+    whole = Batcher(puppet, device, puppet, max_batch=4, max_waiting=20)
+    puppet.let()
+    assert await values(submit(whole, 7)) == [14], "the device goes on"
+
+
+async def test_rows_that_cannot_be_gathered_fail_their_calls_only(batcher: Batcher, puppet: Puppet) -> None:
+    wrong = asyncio.create_task(batcher.submit(np.zeros((2, 3), np.float32), OUT))
+    right = submit(batcher, 1)
+    for task in (wrong, right):
+        with pytest.raises(ValueError, match="dimension"):
+            await asyncio.wait_for(task, 10)
+    puppet.let()
+    assert await values(submit(batcher, 7)) == [14]
+
+
+async def test_cancelled_calls_take_nobodys_place_in_the_queue(batcher: Batcher, puppet: Puppet) -> None:
+    first = submit(batcher, 1)
+    await puppet.began()
+    doomed = [submit(batcher, *range(10)) for _ in range(2)]
+    await asyncio.sleep(0)
+    for task in doomed:
+        task.cancel()
+    await asyncio.sleep(0)
+    kept = submit(batcher, 5)
+    await asyncio.sleep(0)
+    assert puppet.waiting_now == 1
+    puppet.let(2)
+    assert [await values(first), await values(kept)] == [[2], [10]]
+
+
 async def test_each_call_gets_the_outputs_it_asked_for(batcher: Batcher, puppet: Puppet) -> None:
     both = submit(batcher, 1, outputs=frozenset({"triple"}))
     one = submit(batcher, 2)

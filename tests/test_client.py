@@ -95,6 +95,37 @@ def test_the_channel_takes_messages_as_large_as_the_model_says(serve: Any, tmp_p
         assert client.encode(pictures.images).mean.shape == (1024, 2)
 
 
+def test_images_of_many_bytes_are_split_to_fit_the_message(client: Client) -> None:
+    big = np.random.default_rng(0).integers(0, 256, (3, 2000, 3000, 1), np.uint8)  # 6 MB each, of 16 MiB a message
+    files = [Image.fromarray(image[:, :, 0]) for image in big]
+    by_array = client.encode(big, resize="crop").mean
+    np.testing.assert_allclose(client.encode(files, resize="crop").mean, by_array, atol=1e-5)
+    with pytest.raises(ValueError, match=r"images\[0\]: got 18000000 bytes, wanted at most"):
+        client.encode(big.reshape(1, 6000, 3000, 1), resize="crop")
+
+
+def test_pillow_images_of_16_bits_are_read_as_their_files_are(client: Client, tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 65536, (12, 10)).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    expected = client.encode((deep >> 8).astype(np.uint8)[None]).mean
+    with Image.open(tmp_path / "deep.png") as opened:
+        np.testing.assert_allclose(client.encode(opened).mean, expected, atol=1e-6)
+    np.testing.assert_allclose(client.encode(tmp_path / "deep.png").mean, expected, atol=1e-6)
+
+
+def test_another_model_after_a_restart_is_noticed(tmp_path: Path, free_port: int) -> None:
+    import linear_model
+
+    linear_model.write(tmp_path / "a", z=5)
+    linear_model.write(tmp_path / "b", z=7, version=2)
+    with Client(f"localhost:{free_port}") as client:
+        with running_service(settings_for(tmp_path / "a", port=free_port)):
+            assert client.sample(1).latents.shape == (1, 5)
+        with running_service(settings_for(tmp_path / "b", port=free_port)):
+            assert client.sample(1).latents.shape == (1, 7)
+            assert client.info().latent_dim == 7
+
+
 def test_interpolation_takes_latents_or_images(client: Client, images: Images) -> None:
     keys = client.encode(images[:3]).mean
     walk = client.interpolate(keys, steps=5)

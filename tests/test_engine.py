@@ -114,6 +114,33 @@ def test_a_graph_that_does_not_say_what_it_is_is_refused(model: LinearModel) -> 
     assert "encoder.onnx: metadata latentry.format: got None, the manifest says 1" in refusal(model)
 
 
+def test_weights_outside_the_file_are_not_read(
+    model: LinearModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    encoder = with_metadata(linear_model.encoder(model.shape, model.w, model.v), "encoder", about(model))
+    onnx.save(encoder, tmp_path / "x.onnx", save_as_external_data=True, location="secret.bin", size_threshold=0)
+    assert (tmp_path / "secret.bin").exists()
+    save(model, about(model), encoder=onnx.load(tmp_path / "x.onnx", load_external_data=False))
+    assert "encoder.onnx: ONNX Runtime cannot load it" in refusal(model)
+
+
+def test_a_graph_that_is_not_what_it_declares_does_not_pass_the_warm_up(model: LinearModel) -> None:
+    doubled = linear_model.decoder(model.shape, model.u)
+    doubled.graph.node[-1].output[0] = "once"
+    doubled.graph.node.append(onnx.helper.make_node("Concat", ["once", "once"], ["images"], axis=0))
+    for output in doubled.graph.output:
+        output.type.tensor_type.shape.dim[0].dim_param = "M"
+    with pytest.raises(BadGraph, match=r"output images: got shape \[2, 12, 10, 1\], wanted \[1, 12, 10, 1\]"):
+        Graph(doubled.SerializeToString(), CPU).warm((1,))
+
+
+def test_weights_that_are_not_finite_do_not_pass_the_warm_up(model: LinearModel) -> None:
+    sick = linear_model.decoder(model.shape, model.u * np.nan)
+    with pytest.raises(BadGraph, match="output mean: not finite"):
+        Graph(sick.SerializeToString(), CPU).warm((1,))
+
+
 @pytest.mark.parametrize("data", [b"", b"not a graph", b"\x08\x08" * 50])
 def test_bytes_that_are_no_graph_are_refused(data: bytes) -> None:
     with pytest.raises(BadGraph, match="cannot load"):

@@ -68,6 +68,12 @@ def test_a_spherical_path_keeps_its_length_and_its_key_frames() -> None:
     np.testing.assert_allclose(np.arccos(cosines), np.pi / 6, rtol=1e-5)
 
 
+def test_a_spherical_path_goes_evenly_from_one_length_to_another() -> None:
+    keys = np.array([[10, 0, 0], [-1, 0.01, 0]], np.float32)
+    lengths = np.linalg.norm(latents.spherical_path(keys, steps=4), axis=1)
+    np.testing.assert_allclose(lengths, [10, 7, 4, 1], rtol=1e-4)
+
+
 @pytest.mark.parametrize("keys", [[[1, 1], [1, 1]], [[0, 0], [2, 0]], [[1, 0], [2, 0]]])
 def test_a_spherical_path_without_an_angle_is_the_straight_one(keys: list[list[float]]) -> None:
     frames = np.array(keys, np.float32)

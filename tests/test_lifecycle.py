@@ -16,6 +16,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import grpc
+import linear_model
+import numpy as np
+import onnx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from linear_model import LinearModel
@@ -85,6 +88,36 @@ def test_an_idle_server_stops_with_status_0(start: Callable[..., Server], number
     assert server.port > 0
     assert server.stop(number) == 0
     assert not any("Traceback" in line for line in server.lines)
+
+
+def test_sigterm_while_the_model_loads_ends_the_start(linear: LinearModel, tmp_path: Path) -> None:
+    """A decoder that loops for hours in its warm-up stands for whatever takes long to load."""
+    folder = Path(shutil.copytree(linear.folder, tmp_path / "models" / "linear" / "1"))
+    slow = onnx.load(folder / "decoder.onnx")
+    port, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
+    integer, truth, real = onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.FLOAT
+    body = onnx.helper.make_graph(
+        [node("Identity", ["go_on"], ["still"]), node("Neg", ["before"], ["after"])],
+        "body",
+        [port("i", integer, []), port("go_on", truth, []), port("before", real, None)],
+        [port("still", truth, []), port("after", real, None)],
+    )
+    constants = {"times": np.array(2**62), "yes": np.array(True)}
+    slow.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
+    slow.graph.node[0].input[0] = "looped"
+    slow.graph.node.insert(0, node("Loop", ["times", "yes", "latents"], ["looped"], body=body))
+    about = linear_model.manifest("linear", 1, linear.shape, 5)
+    linear_model.save(folder, {"encoder.onnx": onnx.load(folder / "encoder.onnx"), "decoder.onnx": slow}, about)
+    command = [sys.executable, "-m", "latentry", "serve", "--models", str(tmp_path / "models"), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert "device" in process.stderr.readline()
+            time.sleep(0.3)
+            process.terminate()
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
 
 
 def test_sigterm_under_load_answers_what_was_accepted_and_refuses_the_rest(start: Callable[..., Server]) -> None:

@@ -134,6 +134,9 @@ def test_a_huge_manifest_is_not_read(folder: Path) -> None:
         (lambda raw: raw.update(image_shape=["28", 28, 1]), "image_shape"),
         (lambda raw: raw.update(likelihood="gaussian"), "likelihood: got str"),
         (lambda raw: raw.update(labels=[1]), "labels: got [1]"),
+        (lambda raw: raw.update(labels=["\ud800"]), "not JSON: 'utf-8' codec can't encode"),
+        (lambda raw: raw.update(aggregate_posterior={}), "mean: got nothing"),
+        (lambda raw: raw.update(provenance={"log": "x" * 300_000}), "provenance: got 300"),
         (lambda raw: raw["files"].pop("decoder.onnx"), "files: got ['encoder.onnx']"),
         (lambda raw: raw["files"].update({"encoder.onnx": "xyz"}), "files.encoder.onnx: got xyz"),
         (lambda raw: raw.update(evaluation={"elbo": "high"}), "evaluation.elbo: got high"),
@@ -148,7 +151,7 @@ def test_each_field_that_makes_no_sense_is_named(folder: Path, change: Any, mess
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": NaN}', "[" * 100_000, "\x00"])
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": NaN}', "[" * 100_000, "\x00", '{"format": 1e999}'])
 def test_what_is_no_json_object_is_refused(text: str) -> None:
     with pytest.raises(ManifestError, match=r"manifest\.json"):
         manifest.parse(text)

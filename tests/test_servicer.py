@@ -249,6 +249,7 @@ REFUSALS = [
     ("Decode", bad_latents(latents(1025, 5)), "latents.shape", "N from 1 to 1024"),
     ("Decode", bad_latents(NAN), "latents.data", "got nan at [0, 0], wanted finite"),
     ("Decode", bad_latents(INF), "latents.data", "got inf at [0, 0], wanted finite"),
+    ("Decode", bad_latents(np.full((2, 5), -1e38, np.float32)), "latents.data", "wanted finite numbers from -1e+06"),
     ("Decode", pb.DecodeRequest(), "latents.dtype", "got 0"),
     (
         "Decode",
@@ -372,14 +373,40 @@ def test_an_unknown_model_is_not_found(stub: Any, rpc: str, selector: pb.ModelSe
     assert len(said) < 300
 
 
-def test_an_oversized_message_is_refused_and_the_server_lives_on(stub: Any, linear_service: Service) -> None:
-    huge = pb.DecodeRequest(latents=pb.Tensor(dtype=pb.DATA_TYPE_FLOAT32, shape=[1, 5], data=b"\0" * (6 << 20)))
+@pytest.mark.parametrize(
+    ("mebibytes", "message"), [(17, "request: got 17825"), (40, "larger than max")], ids=["by us", "by gRPC itself"]
+)
+def test_an_oversized_message_is_refused_and_the_server_lives_on(
+    stub: Any, linear_service: Service, mebibytes: int, message: str
+) -> None:
+    data = bytes(mebibytes << 20)
+    huge = pb.DecodeRequest(latents=pb.Tensor(dtype=pb.DATA_TYPE_FLOAT32, shape=[1, 5], data=data))
     options = [("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(f"localhost:{linear_service.port}", options) as channel:
         code, said, _ = refused(vae_pb2_grpc.VaeServiceStub(channel).Decode, huge)
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "larger than max" in said
+    assert message in said
     assert len(stub.Sample(pb.SampleRequest(count=1)).images.tensor.data) == 120
+
+
+def test_files_of_a_few_bytes_cannot_claim_many_pixels(stub: Any) -> None:
+    bomb = png(Image.new("RGBA", (5792, 5792)), "WEBP", lossless=True, method=0)
+    assert len(bomb) < 100
+    images = pb.Images(encoded=pb.EncodedImages(images=[bomb] * 1024))
+    code, said, _ = refused(stub.Encode, pb.EncodeRequest(images=images, resize=pb.RESIZE_CROP))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "pixels in all, wanted at most 67108864 a request" in said
+
+
+def test_a_flipped_bit_in_a_png_is_found(stub: Any) -> None:
+    whole = png(grey())
+    start = whole.index(b"IDAT") + 6
+    for at in range(start, start + 60, 7):
+        broken = bytearray(whole)
+        broken[at] ^= 4
+        code, said, _ = refused(stub.Encode, encoded(bytes(broken)))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "cannot be read" in said
 
 
 def test_bytes_that_are_no_message_are_refused(stub: Any, linear_service: Service) -> None:
