@@ -307,3 +307,26 @@ class TestRefusals:
     def test_fewer_class_names_than_classes(self) -> None:
         with pytest.raises(DataError, match="got 2 names, wanted 10: the data has label 9"):
             load(FASHION, labels=("shirt", "boot"))
+
+
+@pytest.mark.parametrize(
+    "shape", [(0, 28, 28), (4, 0, 28), (2**32 - 1, 2**32 - 1, 2**32 - 1)], ids=["no image", "no row", "huge"]
+)
+def test_an_idx_header_that_cannot_be_is_refused(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    header = bytes([0, 0, 8, 3]) + struct.pack(">3I", *shape)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(header + bytes(100))
+    with pytest.raises(DataError, match=r"train-images|cannot be read"):
+        load(tmp_path)
+
+
+def test_an_npy_file_called_npz_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((3, 8, 8), np.uint8))
+    (tmp_path / "x.npy").rename(tmp_path / "x.npz")
+    with pytest.raises(DataError, match="cannot be read"):
+        load(tmp_path / "x.npz")
+
+
+def test_sides_that_no_model_folder_can_hold_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "wide.npz", images=np.zeros((3, 8, 5000), np.uint8))
+    with pytest.raises(DataError, match="wanted sides of at most 4096"):
+        load(tmp_path / "wide.npz")

@@ -19,9 +19,10 @@ from PIL import Image
 from training_fixtures import fashion_images, small_run
 
 from latentry import manifest
-from training import config_file, data, export, graphs, parity, state, trained
+from training import checkpoint, config_file, data, export, graphs, parity, state, trained
 from training.data import Dataset
 from training.errors import ExportError
+from training.evaluate import encoded_moments, evaluate
 from training.images import Images
 from training.trained import Trained
 
@@ -50,6 +51,13 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 
 def real_images(n: int) -> np.ndarray:
     return fashion_images()[:n, ..., np.newaxis].copy()
+
+
+def test_what_is_exported_is_the_weight_average(small: Trained) -> None:
+    saved = checkpoint.load(small_run() / "checkpoints", warn=lambda line: None)
+    name, weight = next(iter(small.model.named_parameters()))
+    assert torch.equal(weight, saved["average"][name])
+    assert not torch.equal(weight, saved["model"][name])
 
 
 class TestFolder:
@@ -120,6 +128,13 @@ class TestFolder:
         sigma = small.model.likelihood.parameters_by_name()["sigma"]
         assert read.likelihood == manifest.Likelihood("gaussian", {"sigma": sigma})
         assert read.evaluation["images"] == 30
+        scored = evaluate(small.model, small.dataset.test.pixels)
+        assert read.evaluation["elbo"] == pytest.approx(scored.elbo)
+        on_training_images = evaluate(small.model, small.dataset.train.pixels[:30]).elbo
+        assert read.evaluation["elbo"] != pytest.approx(on_training_images)
+        mean, _ = encoded_moments(small.model, small.dataset.train.pixels)
+        assert read.aggregate_posterior is not None
+        assert read.aggregate_posterior.mean == pytest.approx(mean)
         assert read.evaluation["parity_encoder_relative"] <= parity.ENCODER_TOLERANCE
         assert read.aggregate_posterior is not None
         assert len(read.aggregate_posterior.variance) == 4
@@ -212,9 +227,47 @@ class TestPublishing:
 
     def test_replacing_leaves_only_the_new_files(self, destination: Path) -> None:
         export.publish(destination, {"a": b"1"})
-        export.publish(destination, {"b": b"2"})
+        export.publish(destination, {"b": b"2"}, overwrite=True)
         assert [path.name for path in destination.iterdir()] == ["b"]
         assert [path.name for path in destination.parent.iterdir()] == ["1"]
+
+    def test_a_version_that_came_to_be_meanwhile_is_not_overwritten(self, destination: Path) -> None:
+        export.publish(destination, {"a": b"1"})
+        with pytest.raises(ExportError, match="exists already"):
+            export.publish(destination, {"b": b"2"})
+        assert [path.name for path in destination.iterdir()] == ["a"]
+
+    @pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(errno.EIO, "Input/output error")])
+    def test_stopped_between_the_renames_the_old_version_comes_back(
+        self, destination: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
+    ) -> None:
+        export.publish(destination, {"a": b"1"})
+        rename = Path.rename
+
+        def stopping(path: Path, target: Path) -> Path:
+            if path.name == ".1.partial":
+                raise stop
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", stopping)
+        with pytest.raises((KeyboardInterrupt, ExportError)):
+            export.publish(destination, {"b": b"2"}, overwrite=True)
+        assert [path.name for path in destination.iterdir()] == ["a"]
+        assert [path.name for path in destination.parent.iterdir()] == ["1"]
+
+    def test_killed_between_the_renames_the_next_export_brings_the_old_version_back(self, destination: Path) -> None:
+        export.publish(destination, {"a": b"1"})
+        destination.rename(destination.with_name(".1.retired"))
+        with pytest.raises(ExportError, match="exists already"):
+            export.export(small_run(), destination)
+        assert (destination / "a").read_bytes() == b"1"
+
+    def test_a_link_or_a_file_is_not_replaced(self, destination: Path, tmp_path: Path) -> None:
+        destination.parent.mkdir(parents=True)
+        destination.symlink_to(tmp_path)
+        with pytest.raises(ExportError, match="got a link or a file"):
+            export.export(small_run(), destination, overwrite=True)
+        assert destination.is_symlink()
 
     @pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
     def test_stopped_in_the_middle_it_leaves_nothing_new(

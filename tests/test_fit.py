@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_fixtures import ONE_THREAD, fashion_images, small_run, small_set, tiny
 
-from training import batches, checkpoint, data, fit, state
+from training import batches, checkpoint, data, fit, state, trained
 from training.config import Config
 from training.errors import CheckpointError, DataError, RunError
 from training.events import EventLog
@@ -164,6 +165,48 @@ class TestStep:
         assert training.skipped_in_a_row == 0
         assert training.step == 3
 
+    def test_a_run_goes_on_past_a_step_that_is_not_finite_and_says_so(
+        self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        whole = batches.to_tensor
+        calls = iter(range(1000))
+
+        def poisoned(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
+            x = whole(pixels, device)
+            return x * float("nan") if next(calls) == 2 else x
+
+        monkeypatch.setattr(batches, "to_tensor", poisoned)
+        fit.fit(tiny(images, epochs=1), tmp_path / "run", resume=False)
+        lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+        steps = [line for line in lines if line["event"] == "step"]
+        assert [line["step"] for line in steps if line["elbo"] is None] == [3]
+        assert steps[-1]["skipped_steps"] == 1
+        assert (tmp_path / "run" / "figures" / "training.png").exists()
+        assert "1 of 8 steps were skipped" in capsys.readouterr().err
+
+    def test_a_run_that_learnt_nothing_does_not_end_well(
+        self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(fit, "_clip_gradients", lambda training, limit: float("nan"))
+        with pytest.raises(RunError, match="all 8 steps were skipped"):
+            fit.fit(tiny(images, epochs=1), tmp_path / "run", resume=False)
+
+    def test_beta_weighs_the_kl_in_what_is_minimised(self, images: Path) -> None:
+        config = tiny(images)
+        gradients = {}
+        for beta in (0.0, 1.0):
+            training = state.initial(config, data.load(config.data, 0))
+            fit.train_step(training, self.x(), beta=beta, learning_rate=0.0, clip_norm=1e9)
+            gradients[beta] = [p.grad.clone() for p in training.model.encoder.parameters() if p.grad is not None]
+        assert any(not torch.equal(a, b) for a, b in zip(gradients[0.0], gradients[1.0], strict=True))
+
+    def test_a_long_gradient_is_shortened(self, images: Path) -> None:
+        training = state.initial(tiny(images), data.load(tiny(images).data, 0))
+        norm = fit.train_step(training, self.x(), beta=1.0, learning_rate=0.0, clip_norm=0.5)["gradient_norm"]
+        assert norm > 0.5
+        squares = [p.grad.square().sum() for p in training.model.parameters() if p.grad is not None]
+        assert torch.stack(squares).sum().sqrt().item() == pytest.approx(0.5, rel=1e-3)
+
     def test_a_diverged_run_stops(self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(fit, "_MAX_SKIPPED_IN_A_ROW", 10)
         monkeypatch.setattr(fit, "_clip_gradients", lambda training, limit: float("nan"))
@@ -250,6 +293,19 @@ class TestResume:
         fit.run.create(tmp_path / "run", config)
         fit.fit(config, tmp_path / "run", resume=True)
         assert_same_run(tmp_path / "run", finished)
+
+    def test_a_config_that_was_changed_is_refused(self, finished: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(finished, tmp_path / "run")
+        text = (folder / "config.toml").read_text()
+        (folder / "config.toml").write_text(text.replace("latent_dim = 4", "latent_dim = 5"))
+        with pytest.raises(CheckpointError, match=r"model\.latent_dim: got 5, the run was trained with 4"):
+            trained.load(folder)
+
+    def test_a_run_without_its_config_is_not_overwritten(self, images: Path, finished: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(finished, tmp_path / "run")
+        (folder / "config.toml").unlink()
+        with pytest.raises(RunError, match="holds what is left of a run"):
+            fit.fit(tiny(images), folder, resume=False)
 
     def test_other_images_are_refused(self, images: Path, finished: Path, tmp_path: Path) -> None:
         np.savez(tmp_path / "other.npz", images=fashion_images()[1000:1300])

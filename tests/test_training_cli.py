@@ -46,7 +46,7 @@ class TestConfig:
             ("[run]\nseed = 'a'", "run.seed: got 'a', wanted a whole number"),
             ("[run]\nepochs = true", "run.epochs: got True, wanted a whole number"),
             ("[run]\nepochs = 0", "run.epochs: got 0, wanted 1 to"),
-            ("[objective]\nbeta = nan", "objective.beta: got nan, wanted 0 to inf"),
+            ("[objective]\nbeta = nan", "objective.beta: got nan, wanted 0 to 1000000.0"),
             ("[objective]\nlikelihood = 'gausian'", "objective.likelihood: got gausian, wanted gaussian or bernoulli"),
             ("[data]\nimage_size = [28]", "data.image_size: got .28., wanted a list of"),
             ("[data]\nimage_size = [28, 7]", "data.image_size: got 7, wanted 8 to 4096"),

@@ -36,14 +36,11 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     payload = buffer.getvalue()
     path = folder / f"step-{step:09d}.ckpt"
     write_atomically(path, payload + hashlib.sha256(payload).digest())
-    for old in _paths(folder)[KEPT:]:
-        old.unlink(missing_ok=True)
+    kept = [other for other in _paths(folder) if _step(other) <= step][:KEPT]
+    for other in _paths(folder):
+        if other not in kept:  # old ones, and newer ones, which were found damaged when the run was resumed
+            other.unlink(missing_ok=True)
     return path
-
-
-def any_in(folder: Path) -> bool:
-    """Whether the folder holds a checkpoint, whole or not."""
-    return bool(_paths(folder))
 
 
 def load(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
@@ -68,7 +65,11 @@ def load(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
 def _paths(folder: Path) -> list[Path]:
     """Newest first."""
     found = [path for path in folder.glob("step-*.ckpt") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.stem.removeprefix("step-")), reverse=True)
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,7 +18,7 @@ from typing import Any
 from training import config_file, run
 from training.config import Config
 from training.disk import write_atomically
-from training.errors import ConfigError, TrainingError
+from training.errors import ConfigError, RunError, TrainingError
 
 EXIT_FAILED = 2
 EXIT_INTERRUPTED = 130
@@ -113,6 +115,8 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     model = trained.load(args.run, args.data)
     figures = asdict(evaluate(model.model, model.dataset.test.pixels))
+    if not all(math.isfinite(value) for value in figures.values()):
+        raise RunError(f"the model's figures are not finite: {figures}")
     text = json.dumps({"step": model.step, **figures}, indent=2) + "\n"
     write_atomically(args.run / run.EVALUATION, text.encode())
     if args.save_images:
@@ -134,6 +138,12 @@ def _export(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace, out: Path) -> None:
     config = _resumed(args, out) if args.resume else _new(args)
+    if (
+        config.data.path
+        and Path(config.data.path).is_dir()
+        and out.resolve().is_relative_to(Path(config.data.path).resolve())
+    ):
+        raise ConfigError(f"--out: got {out}, which is among the images of {config.data.path}; wanted it elsewhere")
     from training.fit import fit
 
     fit(config, out, resume=args.resume)
@@ -151,18 +161,27 @@ def _resumed(args: argparse.Namespace, out: Path) -> Config:
     overrides = _overrides(args)
     if args.preset or args.config:  # the command that began the run, with --resume added
         overrides = config_file.to_dict(_new(args))
+        if not overrides["data"].get("path"):
+            overrides["data"].pop("path", None)
     return run.resumed_config(out, overrides)
 
 
 def _overrides(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     overrides: dict[str, dict[str, Any]] = {"data": {}}
     if args.data is not None:
-        overrides["data"]["path"] = str(Path(args.data).expanduser().absolute())  # to resume from any folder
+        overrides["data"]["path"] = _absolute(args.data)
     for flag, (section, key, *_) in _FLAGS.items():
         value = getattr(args, flag.removeprefix("--").replace("-", "_"))
         if value is not None:
             overrides.setdefault(section, {})[key] = value
     return overrides
+
+
+def _absolute(path: str) -> str:
+    """The whole path, so that a run resumes from any folder."""
+    if not path or not path.isprintable():
+        raise ConfigError(f"--data: got {path!r}, wanted a path of printable characters")
+    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 - `~nosuch` stays as it is
 
 
 def _outcome(command: Callable[[], None], interrupted: str) -> int:

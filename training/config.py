@@ -5,7 +5,6 @@ Each value is checked when a config is made, and trusted from then on. Knows not
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from training.errors import ConfigError
@@ -91,7 +90,7 @@ class Config:
         _check_data(self.data)
         _check_model(self.model)
         _choice("objective.likelihood", self.objective.likelihood, ("gaussian", "bernoulli"))
-        _number("objective.beta", self.objective.beta, 0, math.inf)
+        _number("objective.beta", self.objective.beta, 0, 1e6)
         _number("objective.beta_warmup", self.objective.beta_warmup, 0, 1)
         _check_optimiser(self.optimiser)
         _check_run(self.run)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from training import idx, npz, pictures
-from training.config import MIN_SIDE, DataConfig
+from training.config import MAX_SIDE, MIN_SIDE, DataConfig
 from training.errors import DataError
 from training.images import Images, check_sides
 
@@ -62,15 +62,22 @@ def load(config: DataConfig, seed: int) -> Dataset:
     path = Path(config.path)
     if not config.path:
         raise DataError("data: got nothing, wanted --data PATH (an IDX folder, a folder of images, a .zip or a .npz)")
-    if not path.exists():
-        raise DataError(f"data: {path} does not exist")
-    parts = _read(path, config)
+    try:
+        if not path.exists():
+            raise DataError(f"data: {path} does not exist")
+        parts = _read(path, config)
+    except DataError:
+        raise
+    except Exception as error:  # numpy, zipfile, gzip and Pillow raise a dozen kinds for files that are not whole
+        raise DataError(f"data: {path} cannot be read: {type(error).__name__}: {error}") from error
     if len(parts) == 2:
         (train, test), split = parts, "the source's own"
     else:
         train, test = hold_out(parts[0], config.holdout, seed)
         split = f"{config.holdout:g} held out, drawn with seed {seed}"
     check_sides(train.pixels.shape[1], train.pixels.shape[2], MIN_SIDE)
+    if max(train.pixels.shape[1:3]) > MAX_SIDE:
+        raise DataError(f"images: got {train.pixels.shape[1:3]} (H, W), wanted sides of at most {MAX_SIDE}")
     labels = _label_names(config, train, test)
     return Dataset(path.resolve().name, train, test, _digest(train, test), split, labels, train.unreadable)
 
@@ -108,6 +115,9 @@ def _idx_parts(path: Path, config: DataConfig) -> list[Images]:
 
 def _label_names(config: DataConfig, train: Images, test: Images) -> tuple[str, ...]:
     if train.class_names:
+        for name in train.class_names:
+            if not name.isprintable():
+                raise DataError(f"class folder {name!r}: wanted a name of printable characters")
         return train.class_names
     top = max((int(part.labels.max()) for part in (train, test) if part.labels is not None), default=-1)
     if config.labels and top >= len(config.labels):

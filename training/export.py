@@ -6,6 +6,7 @@ run -> graphs -> gate (checker, parity with torch) -> manifest, card, preview ->
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import shutil
 from collections.abc import Iterator, Mapping
@@ -36,10 +37,16 @@ def export(run_folder: Path, destination: Path, *, overwrite: bool = False, data
         version = manifests.parse_version(destination.name)
     except ManifestError as error:
         raise ExportError(f"{destination}: wanted a path that ends in NAME/VERSION: {error}") from error
+    if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
+        raise ExportError(f"{destination}: got a link or a file, wanted a folder or nothing")
+    _recover(destination)
     if destination.exists() and not overwrite:
-        raise ExportError(f"{destination} exists already: choose another version, or add --replace")
-    manifest, files = build(trained.load(run_folder, data_path), name, version)
-    publish(destination, files)
+        raise ExportError(_taken(destination))
+    try:
+        manifest, files = build(trained.load(run_folder, data_path), name, version)
+    except ManifestError as error:
+        raise ExportError(f"{destination}: {error}; nothing was published") from error
+    publish(destination, files, overwrite=overwrite)
     return manifest
 
 
@@ -68,24 +75,53 @@ def build(source: Trained, name: str, version: int) -> tuple[Manifest, dict[str,
     return manifest, files
 
 
-def publish(destination: Path, files: Mapping[str, bytes]) -> None:
-    """Make `destination` hold exactly `files`, in place of what is there. Raises `ExportError` if the disk says no."""
+def publish(destination: Path, files: Mapping[str, bytes], *, overwrite: bool = False) -> None:
+    """Make `destination` hold exactly `files`; with `overwrite` in place of what is there.
+
+    Raises `ExportError` if the disk says no, or if `destination` has come to be meanwhile; nothing changes then.
+    """
     try:
         with _sibling(destination) as partial:
             for name, data in files.items():
                 write_synced(partial / name, data)
             sync_folder(partial)
-            if destination.exists():
-                retired = destination.with_name(f".{destination.name}.retired")
-                shutil.rmtree(retired, ignore_errors=True)
-                destination.rename(retired)
-                partial.rename(destination)
-                shutil.rmtree(retired)
+            if overwrite and destination.exists():
+                _exchange(partial, destination)
             else:
-                partial.rename(destination)
+                partial.rename(destination)  # fails if it exists and holds anything
             sync_folder(destination.parent)
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise ExportError(_taken(destination)) from error
         raise ExportError(f"{destination}: cannot be written: {error.strerror}; nothing was published") from error
+
+
+def _taken(destination: Path) -> str:
+    return f"{destination} exists already: choose another version, or add --replace"
+
+
+def _retired(destination: Path) -> Path:
+    return destination.with_name(f".{destination.name}.retired")
+
+
+def _exchange(partial: Path, destination: Path) -> None:
+    """Put `partial` where `destination` is. Killed between the two renames, `_recover` brings the old one back."""
+    retired = _retired(destination)
+    destination.rename(retired)
+    try:
+        partial.rename(destination)
+    except BaseException:
+        retired.rename(destination)
+        raise
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _recover(destination: Path) -> None:
+    """Finish what a killed `_exchange` began."""
+    retired = _retired(destination)
+    if retired.exists() and not destination.exists():
+        retired.rename(destination)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 @contextlib.contextmanager

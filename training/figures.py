@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +65,7 @@ def write_training_curve(log: Path, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and seldom needed
     from matplotlib.figure import Figure
 
-    events = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    events = _read_events(log)
     steps = [event for event in events if event["event"] == "step"]
     epochs = [event for event in events if event["event"] == "epoch"]
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -74,13 +77,25 @@ def write_training_curve(log: Path, path: Path) -> None:
             held_out = [event[name] for event in epochs]
             axes.plot([event["step"] for event in epochs], held_out, "o", markersize=3, label=f"{name}, held out")
         first = [event[name] for name in names for event in steps[: len(steps) // 50 + 1]]
-        late = [event[name] for name in names for event in steps[len(steps) // 50 :]] + first[-1:]
-        margin = 0.1 * (max(late) - min(late)) + 1
-        axes.set_ylim(min(late) - margin, max(late) + margin)  # the first steps would flatten all others
+        late = np.array([event[name] for name in names for event in steps[len(steps) // 50 :]] + first[-1:])
+        late = late[np.isfinite(late)]
+        if len(late):
+            margin = 0.1 * np.ptp(late) + 1
+            axes.set_ylim(late.min() - margin, late.max() + margin)  # the first steps would flatten all others
         axes.set(xlabel="step", ylabel="nats per image")
         axes.legend()
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
+
+
+def _read_events(log: Path) -> list[dict[str, Any]]:
+    """The log's events; a figure that was not finite, which JSON has as null, is NaN. Damaged lines are passed over."""
+    events = []
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            events.append({name: math.nan if value is None else value for name, value in event.items()})
+    return events
 
 
 def _smooth(values: list[float]) -> NDArray[np.float64]:

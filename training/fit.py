@@ -125,7 +125,7 @@ class _Run:
         self.steps_per_epoch = len(dataset.train) // self.batch_size  # what is left over comes in another epoch's order
         self.steps = self.steps_per_epoch * config.run.epochs
         # a run that was stopped before its first checkpoint has nothing to go back to but its beginning
-        position = self._restore() if resume and checkpoint.any_in(folder / run.CHECKPOINTS) else 0
+        position = self._restore() if resume and run.has_begun(folder) else 0
         self.log = EventLog(folder / run.LOG, position)
         self.board = Board(folder / run.TENSORBOARD, training.step)
         self.progress = Progress(training.step, self.steps)
@@ -137,6 +137,11 @@ class _Run:
                 self._save()  # so that a run can be resumed from its first moment
             while self.training.step < self.steps:
                 self._epoch(self.training.step // self.steps_per_epoch)
+        skipped = self.training.skipped
+        if skipped == self.steps:
+            raise RunError(f"all {skipped} steps were skipped, not being finite: nothing was learnt")
+        if skipped:
+            say(f"{skipped} of {self.steps} steps were skipped, not being finite")
 
     def _epoch(self, epoch: int) -> None:
         order = batches.epoch_order(len(self.dataset.train), self.config.run.seed, epoch)
@@ -147,8 +152,9 @@ class _Run:
             last = index + 1 == self.steps_per_epoch
             if self.training.step % self.config.run.checkpoint_steps == 0 and not last:
                 self._save()
-        self._after_epoch(epoch + 1)
+        grids = self._score(epoch + 1)
         self._save()
+        self._draw(grids)
 
     def _step(self, x: Tensor) -> None:
         training, config = self.training, self.config
@@ -171,7 +177,8 @@ class _Run:
         self.step_s = took_s if self.step_s == 0 else 0.95 * self.step_s + 0.05 * took_s
         return self.step_s
 
-    def _after_epoch(self, epoch: int) -> None:
+    def _score(self, epoch: int) -> dict[str, figures.Grid]:
+        """Evaluate the averaged weights; returns the pictures that show them."""
         model = self.training.average.model
         calibrate(model, batches.spread(self.dataset.train.pixels, _EPOCH_IMAGES))
         held_out = batches.spread(self.dataset.test.pixels, _EPOCH_IMAGES)
@@ -187,6 +194,9 @@ class _Run:
             f"epoch {epoch}/{self.config.run.epochs}: held-out ELBO {result['elbo']:.2f} nats "
             f"(reconstruction {result['reconstruction']:.2f}, KL {result['kl']:.2f}), PSNR {result['psnr_db']:.2f} dB"
         )
+        return grids
+
+    def _draw(self, grids: Mapping[str, figures.Grid]) -> None:
         try:
             for name, grid in grids.items():
                 figures.write_png(grid, self.folder / run.FIGURES / f"{name}.png")
@@ -205,6 +215,6 @@ class _Run:
 
     def _restore(self) -> int:
         saved = checkpoint.load(self.folder / run.CHECKPOINTS, warn=say)
-        trained.check_images(self.dataset, saved["data_sha256"])
+        trained.check(saved, self.config, self.dataset)
         self.training.restore(saved)
         return int(saved["log_bytes"])

@@ -61,6 +61,8 @@ def _parse(file: IO[bytes], path: Path, dimensions: int) -> NDArray[np.uint8]:
     if len(header) < 4 * (1 + dimensions) or header[:4] != bytes([0, 0, _UINT8, dimensions]):
         raise DataError(f"{path}: got {header[:4]!r}, wanted the header of uint8 IDX with {dimensions} dimensions")
     shape = struct.unpack(f">{dimensions}I", header[4:])
+    if 0 in shape:
+        raise DataError(f"{path}: got shape {shape}, wanted at least one of each")
     wanted = int(np.prod(shape, dtype=object))
     data = file.read(wanted)
     if len(data) != wanted:

@@ -95,6 +95,5 @@ def build(name: str) -> Likelihood:
 
 
 def _log_sigma(mean_squared_error: Tensor) -> Tensor:
-    """log of the root of the error, bent softly so that it stays above the floor even for a perfect model."""
-    log_sigma = 0.5 * torch.log(mean_squared_error.clamp_min(1e-12))
-    return _LOG_SIGMA_FLOOR + functional.softplus(log_sigma - _LOG_SIGMA_FLOOR)
+    """log of the root of the error, which is the best sigma; above the floor even for a perfect model."""
+    return (0.5 * torch.log(mean_squared_error)).clamp_min(_LOG_SIGMA_FLOOR)

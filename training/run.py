@@ -27,12 +27,20 @@ def create(folder: Path, config: Config) -> None:
     """Make the folder of a new run. Raises `RunError` if it holds a run already or cannot be made."""
     if (folder / CONFIG).exists():
         raise RunError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
+    if has_begun(folder):
+        raise RunError(f"{folder} holds what is left of a run without its {CONFIG}: choose another --out")
     try:
         for name in (CHECKPOINTS, FIGURES):
             (folder / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder}: cannot be made: {error.strerror}") from error
     write_atomically(folder / CONFIG, config_file.to_toml(config).encode())
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether the run has a checkpoint, or a log, which it has only after its first checkpoint."""
+    log = folder / LOG
+    return any((folder / CHECKPOINTS).glob("step-*.ckpt")) or (log.exists() and log.stat().st_size > 0)
 
 
 def read_config(folder: Path) -> Config:
@@ -49,7 +57,10 @@ def resumed_config(folder: Path, overrides: Mapping[str, Mapping[str, Any]]) -> 
     """
     recorded = read_config(folder)
     asked = config_file.override(recorded, overrides)
-    recorded = replace(recorded, data=replace(recorded.data, path=asked.data.path))
+    if asked.data.path != recorded.data.path:
+        recorded = replace(recorded, data=replace(recorded.data, path=asked.data.path))
+        write_atomically(folder / CONFIG, config_file.to_toml(recorded).encode())
+    recorded = replace(recorded, run=replace(recorded.run, device=asked.run.device))
     before, after = config_file.to_dict(recorded), config_file.to_dict(asked)
     for section, values in after.items():
         for key, value in values.items():

@@ -20,7 +20,7 @@ from training.errors import ConfigError
 from training.model import VAE
 
 _BETAS = (0.9, 0.99)
-_FORMAT = 1
+FORMAT = 1
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class TrainingState:
     def to_checkpoint(self) -> dict[str, Any]:
         """What `restore` needs. The learning rate, beta and the order of the images follow from the step."""
         return {
-            "format": _FORMAT,
+            "format": FORMAT,
             "step": self.step,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,

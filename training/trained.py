@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from training import batches, checkpoint, data, run, state
+from training import batches, checkpoint, config_file, data, run, state
 from training.config import Config
 from training.data import Dataset
 from training.ema import calibrate
@@ -16,6 +18,7 @@ from training.events import say
 from training.model import VAE
 
 _CALIBRATION_IMAGES = 8192
+_MAY_CHANGE = (("data", "path"), ("run", "device"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +41,30 @@ def load(folder: Path, data_path: str | None = None) -> Trained:
         config = replace(config, data=replace(config.data, path=data_path))
     saved = checkpoint.load(folder / run.CHECKPOINTS, warn=say)
     dataset = data.load(config.data, config.run.seed)
-    check_images(dataset, saved["data_sha256"])
+    check(saved, config, dataset)
     model = state.build_model(config, dataset.image_shape)
     model.load_state_dict(saved["average"])
-    model = model.to(state.build_fabric(config.run).device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    here = replace(config.run, device="auto", precision="fp32")  # wherever the run was trained
+    model = model.to(state.build_fabric(here).device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     calibrate(model.requires_grad_(False), batches.spread(dataset.train.pixels, _CALIBRATION_IMAGES))
     return Trained(config, dataset, model, saved["step"])
 
 
-def check_images(dataset: Dataset, digest: str) -> None:
-    """Raises `CheckpointError` unless these are the images that the run was begun with."""
-    if dataset.digest != digest:
+def check(saved: Mapping[str, Any], config: Config, dataset: Dataset) -> None:
+    """Raises `CheckpointError` unless the checkpoint `saved` is of this config and of these images.
+
+    Where the images are, and on which device to train, may have changed.
+    """
+    if saved.get("format") != state.FORMAT:
+        raise CheckpointError(f"checkpoint format: got {saved.get('format')}, wanted {state.FORMAT}")
+    now = config_file.to_dict(config)
+    for section, values in saved["config"].items():
+        for key, value in values.items():
+            if (section, key) not in _MAY_CHANGE and now.get(section, {}).get(key) != value:
+                got = now.get(section, {}).get(key)
+                raise CheckpointError(f"config.toml: {section}.{key}: got {got}, the run was trained with {value}")
+    if dataset.digest != saved["data_sha256"]:
         raise CheckpointError(
             f"{dataset.name}: these are other images than the run was begun with: "
-            f"got SHA-256 {dataset.digest[:12]}, wanted {digest[:12]}"
+            f"got SHA-256 {dataset.digest[:12]}, wanted {saved['data_sha256'][:12]}"
         )
