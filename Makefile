@@ -16,7 +16,7 @@ help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(VENV)/.made: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"Python {sys.version.split()[0]} is too old: 3.10 or newer is needed"'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit(f"Python {sys.version.split()[0]} is too old: 3.10 or newer is needed")'
 	@echo "installing into $(VENV) ..."
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(INSTALL) -e '.[dev]'

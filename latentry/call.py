@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -71,7 +73,7 @@ def add_interpolate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=8, help="images from each to the next (default: %(default)s)")
     parser.add_argument("--path", choices=["linear", "spherical"], default="linear", help="(default: %(default)s)")
     _add_resize(parser)
-    _add_out(parser, "interpolation.png", ".png (a strip for each pair) or .npz (arrays)")
+    _add_out(parser, "interpolation.png", ".png (a strip) or .npz (arrays)")
     _add_server(parser)
 
 
@@ -80,7 +82,7 @@ def run_models(args: argparse.Namespace) -> int:
 
     def call(client: Client) -> None:
         for m in client.models():
-            shape, figures = m.image_shape, ", ".join(f"{k} {v:.4g}" for k, v in sorted(m.evaluation.items()))
+            shape, figures = m.image_shape, ", ".join(f"{k} {v:.6g}" for k, v in sorted(m.evaluation.items()))
             print(f"{m.model.name} {m.model.version}  {shape.height}x{shape.width}x{shape.channels}", end="  ")
             print(f"{m.latent_dim} latents  {m.likelihood.name}  {m.provider}  {m.model.digest[:12]}")
             print(f"    at most {m.limits.max_items} items and {m.limits.max_message_bytes} bytes a call")
@@ -123,10 +125,13 @@ def run_interpolate(args: argparse.Namespace) -> int:
     """A walk to a strip or an .npz."""
 
     def call(client: Client) -> None:
-        first = args.key_frames[0]
-        keys: Any = _read_latents(first) if first.suffix in (".npz", ".npy") else args.key_frames
+        keys: Any = args.key_frames
+        if any(file.suffix in (".npz", ".npy") for file in keys):
+            if len(keys) > 1:
+                raise ValueError(f"key frames: got {len(keys)} files, wanted images, or one .npz or .npy alone")
+            keys = _read_latents(keys[0])
         pictures = client.interpolate(keys, steps=args.steps, path=args.path, resize=args.resize)
-        _write_pictures(args.out, pictures, args.steps)
+        _write_pictures(args.out, pictures, len(pictures.images))
 
     return _run(args, call)
 
@@ -138,6 +143,7 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_out(parser: argparse.ArgumentParser, default: str, kinds: str) -> None:
+    parser.set_defaults(kinds=kinds)
     parser.add_argument("--out", type=Path, default=Path(default), help=f"{kinds} (default: %(default)s)")
 
 
@@ -147,6 +153,7 @@ def _add_resize(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace, call: Callable[[Client], None]) -> int:
     try:
+        _check_out(args)
         with Client(args.server, model=args.model, timeout_s=args.timeout_s) as client:
             call(client)
     except (LatentryError, ValueError, OSError) as error:
@@ -155,18 +162,30 @@ def _run(args: argparse.Namespace, call: Callable[[Client], None]) -> int:
     return 0
 
 
+def _check_out(args: argparse.Namespace) -> None:
+    """Before any work is done for a file that cannot be written."""
+    if "out" not in args:
+        return
+    endings = (".npz",) if args.kinds == ".npz" else (".png", ".npz")
+    if args.out.suffix not in endings:
+        raise ValueError(f"--out: got {args.out}, wanted a name that ends in {' or '.join(endings)}")
+    if not args.out.parent.is_dir():
+        raise ValueError(f"--out: got {args.out}, whose folder does not exist")
+
+
 def _read_latents(path: Path) -> np.ndarray[Any, np.dtype[Any]]:
     try:
-        loaded = np.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"{path}: got no .npz or .npy file, wanted one with latents") from error
-    if not isinstance(loaded, np.lib.npyio.NpzFile):
-        return np.asarray(loaded)
-    with loaded:
-        for name in ("latents", "mean"):
-            if name in loaded.files:
-                return np.asarray(loaded[name])
-        raise ValueError(f"{path}: got arrays {', '.join(loaded.files) or 'none'}, wanted `latents` or `mean`")
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {"latents": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: got no whole .npz or .npy file, wanted one with latents") from error
+    for name in ("latents", "mean"):
+        if name in arrays:
+            if arrays[name].dtype.kind not in "fiu":
+                raise ValueError(f"{path}: got {name} of type {arrays[name].dtype}, wanted numbers")
+            return np.asarray(arrays[name])
+    raise ValueError(f"{path}: got arrays {', '.join(arrays) or 'none'}, wanted `latents` or `mean`")
 
 
 def _write_pictures(out: Path, pictures: Pictures, columns: int | None) -> None:
@@ -182,8 +201,6 @@ def _write(
     out: Path, *, arrays: Mapping[str, Any] | None = None, save: Callable[[IO[bytes]], None] | None = None
 ) -> None:
     """Write beside `out`, then rename: it is whole or as it was."""
-    if out.suffix not in ((".npz",) if save is None else (".png",)):
-        raise ValueError(f"--out: got {out}, wanted a name that ends in {'.npz' if save is None else '.png or .npz'}")
     with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}.", delete=False) as file:
         try:
             save(file) if save is not None else np.savez_compressed(file, **(arrays or {}))

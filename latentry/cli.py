@@ -79,8 +79,8 @@ def _overview() -> argparse.ArgumentParser:
 
 
 def _say_what_is_missing(name: str, command: _Command, error: ModuleNotFoundError) -> NoReturn:
-    missing = (error.name or "").partition(".")[0]
-    if not command.extra or missing in ("latentry", "training", "serving"):
+    if not command.extra:
         raise error
-    print(f"latentry {name}: {missing} is not installed: pip install 'latentry[{command.extra}]'", file=sys.stderr)
+    needs = f"needs more than is installed: pip install 'latentry[{command.extra}]'"
+    print(f"latentry {name}: {needs} (missing: {error.name})", file=sys.stderr)
     sys.exit(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import re
 import shutil
 import signal
@@ -18,7 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from latentry.client import Client
+from latentry.client import Client, LatentryError
 from latentry.pictures import Array, grid
 
 T = TypeVar("T")
@@ -48,14 +49,14 @@ def run_demo(args: argparse.Namespace) -> int:
     """Run the demo; returns the exit status."""
     rows = _Rows()
     try:
-        _prepare(args.out)
+        _prepare(args)
         _train_and_export(args, rows)
         started = time.perf_counter()
         with _serving(args.out) as (port, metrics_port), Client(f"localhost:{port}") as client:
             rows.add("serve", f"gRPC on port {port}, metrics on port {metrics_port}", time.perf_counter() - started)
             _call(client, args.out, rows)
             rows.add("/metrics", _scrape(metrics_port))
-    except DemoError as error:
+    except (DemoError, LatentryError, OSError, subprocess.TimeoutExpired) as error:
         print(f"latentry demo: {error}", file=sys.stderr)
         return 1
     rows.print()
@@ -90,7 +91,18 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
 
 
-def _prepare(out: Path) -> None:
+def _prepare(args: argparse.Namespace) -> None:
+    """Make the folder to write, in place of an earlier demo's, once nothing speaks against it."""
+    out, data = args.out, args.data
+    for package in ("torch", "onnxruntime", "grpc_health"):
+        if importlib.util.find_spec(package) is None:
+            raise DemoError(f"{package} is not installed: pip install 'latentry[training,serving]'")
+    if not data.exists():
+        raise DemoError(f"--data: {data} does not exist")
+    if data.resolve().is_relative_to(out.resolve()) or out.resolve().is_relative_to(data.resolve()):
+        raise DemoError(f"--out: got {out}, wanted a folder apart from the images of {data}")
+    if out.exists() and not out.is_dir():
+        raise DemoError(f"--out: got {out}, which is a file; wanted a folder")
     if (out / _MARK).exists():
         shutil.rmtree(out)
     elif out.exists() and any(out.iterdir()):
@@ -159,8 +171,8 @@ def _call(client: Client, out: Path, rows: _Rows) -> None:
     posterior = rows.time("Encode", f"{len(images)} held-out images", partial(client.encode, images))
     decoded = rows.time("Decode", f"{len(images)} latents", partial(client.decode, posterior.mean))
     samples = rows.time("Sample", "64 images, seed 0", partial(client.sample, 64, seed=0))
-    keys = posterior.mean[:4]
-    walk = rows.time("Interpolate", "4 key frames, 8 steps", partial(client.interpolate, keys, steps=8))
+    keys = posterior.mean[:4] if len(images) > 1 else samples.latents[:4]
+    walk = rows.time("Interpolate", f"{len(keys)} key frames, 8 steps", partial(client.interpolate, keys, steps=8))
 
     scale = max(1, 64 // images.shape[1])
     pairs = np.concatenate([part for at in range(0, len(images), 8) for part in _pair(images, decoded.images, at)])

@@ -26,7 +26,12 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     default = Settings(models=Path())
     add = parser.add_argument
-    add("--models", type=Path, metavar="DIR", help="model repository (default: the one that comes with Latentry)")
+    add(
+        "--models",
+        type=Path,
+        metavar="DIR",
+        help="model repository; the first model by name is the default (default: the one that comes with Latentry)",
+    )
     add("--host", default=default.host, help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=default.port, help="gRPC port, 0 for any free one (default: %(default)s)")
     add(

@@ -163,11 +163,11 @@ def _from_files(
     for i, data in enumerate(files):  # headers first: a few bytes can claim many pixels
         with _reading(data, f"{field}[{i}]"), _open(data) as image:
             pixels += image.width * image.height
-            size = f"{image.width}x{image.height}"
+            size = f"{image.height}x{image.width}"
             if image.width * image.height > MAX_PIXELS:
                 raise InvalidArgument(f"{field}[{i}]", size, f"at most {MAX_PIXELS} pixels")
             if (image.height, image.width) != shape[:2] and resize == pb.RESIZE_UNSPECIFIED and not _turned(image):
-                raise InvalidArgument(f"{field}[{i}]", size, f"{shape[1]}x{shape[0]}, or a `resize`")
+                raise InvalidArgument(f"{field}[{i}]", size, f"{shape[0]}x{shape[1]} (height x width), or a `resize`")
     if pixels > MAX_REQUEST_PIXELS:
         raise InvalidArgument(field, f"{pixels} pixels in all", f"at most {MAX_REQUEST_PIXELS} a request")
     images = []
@@ -186,7 +186,8 @@ def _from_file(data: bytes, field: str, shape: tuple[int, int, int], resize: int
         with _open(data) as image:
             plain = _to_mode(ImageOps.exif_transpose(image), "L" if shape[2] == 1 else "RGB")
     if (plain.height, plain.width) != shape[:2] and resize == pb.RESIZE_UNSPECIFIED:
-        raise InvalidArgument(field, f"{plain.width}x{plain.height}", f"{shape[1]}x{shape[0]}, or a `resize`")
+        wanted = f"{shape[0]}x{shape[1]} (height x width), or a `resize`"
+        raise InvalidArgument(field, f"{plain.height}x{plain.width}", wanted)
     return _fit(plain, shape, resize)
 
 
@@ -216,10 +217,10 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
         clear = image.info.get("transparency")
         deep = np.asarray(image).astype(np.uint32)
         upper = (deep >> 8).astype(np.uint8)
-        image = Image.fromarray(upper if clear is None else np.where(deep == clear, 0, upper).astype(np.uint8))
+        image = Image.fromarray(upper if clear is None else np.where(deep == clear, 255, upper).astype(np.uint8))
     if image.has_transparency_data:
-        black = Image.new("RGBA", image.size, "black")
-        image = Image.alpha_composite(black, image.convert("RGBA"))
+        white = Image.new("RGBA", image.size, "white")  # as training does
+        image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert(mode)
 
 

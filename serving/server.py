@@ -65,6 +65,7 @@ class Service:
             about = each.manifest
             shape = "x".join(map(str, about.image_shape))
             log.info("loaded %s version %d: %s, %d latents", about.name, about.version, shape, about.latent_dim)
+        log.info("the default model is %s", self.models.default)
         self._server = self._make_server()
         self.port = self._listen(self._server)
         self.metrics_port = self._serve_metrics()

@@ -25,6 +25,10 @@ def files(tmp_path: Path) -> list[str]:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 12, 10), np.uint8)
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"in{i}.png")
+    (tmp_path / "empty.npz").touch()
+    np.savez(tmp_path / "whole.npz", mean=np.zeros((2, 5)))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:-50])
+    np.save(tmp_path / "words.npy", np.array([["a"]]))
     return [f"in{i}.png" for i in range(3)]
 
 
@@ -76,6 +80,10 @@ def test_interpolate_between_files_and_latents(latentry: Any, files: list[str]) 
         (["encode", "in0.png", "--out", "x.png"], "wanted a name that ends in .npz"),
         (["decode", "in0.png"], "in0.png"),
         (["interpolate", "in0.png"], "one key frame"),
+        (["interpolate", "in0.png", "x.npy"], "key frames: got 2 files, wanted images, or one .npz or .npy alone"),
+        (["decode", "empty.npz"], "empty.npz: got no whole .npz or .npy file"),
+        (["decode", "cut.npz"], "cut.npz: got no whole .npz or .npy file"),
+        (["decode", "words.npy"], "words.npy: got latents of type <U1, wanted numbers"),
         (["sample", "--model", "other"], "wanted one of linear version 1"),
         (["sample", "--seed", "-1"], "seed: got -1, wanted 0 to 2^64 - 1"),
         (["sample", "--out", "no/such/folder.png"], "no/such"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import json
 import re
 from collections.abc import Mapping
@@ -122,7 +123,7 @@ class TestFolder:
         read = manifest.read(folder).manifest
         assert read.provenance["data"]["sha256"] == small.dataset.digest
         assert read.provenance["config"]["model"]["latent_dim"] == 4
-        assert read.provenance["versions"]["torch"] == torch.__version__
+        assert read.provenance["versions"]["torch"] == importlib.metadata.version("torch")
         assert read.provenance["steps"] == 16
         assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|None", str(read.provenance["git_revision"]))
         sigma = small.model.likelihood.parameters_by_name()["sigma"]

@@ -288,7 +288,12 @@ REFUSALS = [
     ("Encode", encoded(b""), "images.encoded.images[0]", "0 bytes that cannot be read"),
     ("Encode", encoded(png(grey(), "BMP")), "images.encoded.images[0]", "wanted a whole PNG, JPEG or WebP file"),
     ("Encode", encoded(bytes(BOMB)), "images.encoded.images[0]", ""),
-    ("Encode", encoded(png(grey(20, 20))), "images.encoded.images[0]", "got 20x20, wanted 10x12, or a `resize`"),
+    (
+        "Encode",
+        encoded(png(grey(20, 20))),
+        "images.encoded.images[0]",
+        "got 20x20, wanted 12x10 (height x width), or a `resize`",
+    ),
     ("Encode", pb.EncodeRequest(images=pb.Images(tensor=tensor(photos())), resize=9), "resize", "got 9"),
     (
         "Encode",

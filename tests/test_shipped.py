@@ -71,7 +71,7 @@ def test_the_recorded_elbo_is_what_the_graphs_give(fashion_images: Images) -> No
 
 
 def test_reconstructions_look_like_the_originals(service: Service, fashion_images: Images) -> None:
-    with Client(f"localhost:{service.port}") as client:
+    with Client(f"localhost:{service.port}", model="fashion") as client:
         images = fashion_images[:256]
         decoded = client.decode(client.encode(images).mean, dtype="float32").images
         far = client.decode(np.zeros((1, 32)), dtype="float32").images
@@ -81,7 +81,7 @@ def test_reconstructions_look_like_the_originals(service: Service, fashion_image
 
 
 def test_samples_are_varied(service: Service) -> None:
-    with Client(f"localhost:{service.port}") as client:
+    with Client(f"localhost:{service.port}", model="fashion") as client:
         samples = client.sample(64, seed=0).images.astype(np.float64).reshape(64, -1)
     distances = np.sqrt(((samples[:, None] - samples[None]) ** 2).mean(-1))
     assert np.median(distances[~np.eye(64, dtype=bool)]) > 30, "grey levels"
@@ -95,7 +95,7 @@ def test_concurrent_single_decodes_give_the_images_that_one_by_one_gives(
     before = batches_run(service, "decoder")
 
     async def concurrently() -> Images:
-        async with AsyncClient(f"localhost:{service.port}") as client:
+        async with AsyncClient(f"localhost:{service.port}", model="fashion") as client:
             await client.info()
             busy = [asyncio.ensure_future(client.decode(np.zeros((1024, 32)))) for _ in range(3)]
             await asyncio.sleep(0.02)  # the device is busy now, so that what comes gathers
@@ -117,7 +117,7 @@ def test_concurrent_single_encodes_give_the_means_that_one_by_one_gives(
     before = batches_run(service, "encoder")
 
     async def concurrently() -> Any:
-        async with AsyncClient(f"localhost:{service.port}") as client:
+        async with AsyncClient(f"localhost:{service.port}", model="fashion") as client:
             await client.info()
             busy = [asyncio.ensure_future(client.encode(fashion_images[:1024])) for _ in range(3)]
             await asyncio.sleep(0.02)  # the device is busy now, so that what comes gathers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -130,7 +131,8 @@ class TestTrain:
         out = tmp_path / "run"
         arguments = ["--preset", "tiny", "--data", str(small_set(tmp_path)), "--epochs", "500", "--out", str(out)]
         whole = [sys.executable, "-m", "training", "train", *arguments]
-        with subprocess.Popen(whole, stderr=subprocess.PIPE, text=True, env=ONE_THREAD) as process:
+        heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # whatever the tests were started with
+        with subprocess.Popen(whole, stderr=subprocess.PIPE, text=True, env=ONE_THREAD, preexec_fn=heed) as process:
             while not (out / "log.jsonl").exists() or '"step": 6,' not in (out / "log.jsonl").read_text():
                 assert process.poll() is None
                 time.sleep(0.01)

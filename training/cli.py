@@ -56,7 +56,13 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 def run_train(args: argparse.Namespace) -> int:
     """`latentry train`: fit a model, or go on with one."""
     out = args.out or Path("runs") / (args.preset or "images")
-    return _outcome(lambda: _train(args, out), f"Stopped. To go on: latentry train --out {out} --resume")
+    return _outcome(lambda: _train(args, out), lambda: _how_to_go_on(out))
+
+
+def _how_to_go_on(out: Path) -> str:
+    if not run.has_begun(out):
+        return "Stopped before the first step; there is nothing to resume."
+    return f"Stopped. To go on: latentry train --out {out} --resume"
 
 
 _EVALUATE_EPILOG = """\
@@ -86,7 +92,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_evaluate(args: argparse.Namespace) -> int:
     """`latentry evaluate`: print a model's figures and keep them in RUN/evaluation.json."""
-    return _outcome(lambda: _evaluate(args), "Stopped; nothing was written.")
+    return _outcome(lambda: _evaluate(args), lambda: "Stopped; nothing was written.")
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +107,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_export(args: argparse.Namespace) -> int:
     """`latentry export`: write a model folder."""
-    return _outcome(lambda: _export(args), "Stopped; nothing was published.")
+    return _outcome(lambda: _export(args), lambda: "Stopped; nothing was published.")
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -184,7 +190,7 @@ def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 - `~nosuch` stays as it is
 
 
-def _outcome(command: Callable[[], None], interrupted: str) -> int:
+def _outcome(command: Callable[[], None], interrupted: Callable[[], str]) -> int:
     """Run `command`; expected failures and Ctrl-C become one line on stderr and an exit status."""
     try:
         command()
@@ -192,7 +198,7 @@ def _outcome(command: Callable[[], None], interrupted: str) -> int:
         print(f"latentry: error: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print(f"\n{interrupted}", file=sys.stderr)
+        print(f"\n{interrupted()}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 

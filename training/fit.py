@@ -32,6 +32,7 @@ from training.state import TrainingState
 
 _EPOCH_IMAGES = 2048  # to calibrate and to evaluate with after each epoch; `latentry evaluate` takes them all
 _MAX_SKIPPED_IN_A_ROW = 100
+_SLOW_STEPS = 5  # of a process: kernels are chosen and memory is first touched
 
 
 def fit(config: Config, folder: Path, *, resume: bool) -> None:
@@ -129,7 +130,7 @@ class _Run:
         self.log = EventLog(folder / run.LOG, position)
         self.board = Board(folder / run.TENSORBOARD, training.step)
         self.progress = Progress(training.step, self.steps)
-        self.last_s, self.step_s = time.monotonic(), 0.0
+        self.last_s, self.step_s, self.timed = time.monotonic(), 0.0, 0
 
     def to_the_end(self) -> None:
         with contextlib.closing(self.log), contextlib.closing(self.board), contextlib.closing(self.progress):
@@ -171,10 +172,12 @@ class _Run:
         self.progress.step(training.step, result, (self.steps - training.step) * self.step_s)
 
     def _smoothed_step_s(self) -> float:
-        """Seconds for a step, lately: what a step took counts for a twentieth of the next one's figure."""
+        """Seconds for a step, lately: a mean over some twenty, without the first few, which are slow."""
         now_s = time.monotonic()
         took_s, self.last_s = now_s - self.last_s, now_s
-        self.step_s = took_s if self.step_s == 0 else 0.95 * self.step_s + 0.05 * took_s
+        self.timed += 1
+        share = 1.0 if self.timed <= _SLOW_STEPS else max(0.05, 1 / (self.timed - _SLOW_STEPS))
+        self.step_s += share * (took_s - self.step_s)
         return self.step_s
 
     def _score(self, epoch: int) -> dict[str, figures.Grid]:

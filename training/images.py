@@ -64,7 +64,9 @@ def check_sides(height: int, width: int, least: int) -> None:
 def _opaque(image: Image.Image) -> Image.Image:
     """8 bits a channel, and what is transparent on white, as a page shows it."""
     if image.mode == "I" or image.mode.startswith("I;16"):  # 16-bit grey, which Pillow's convert would clip
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+        deep, clear = np.asarray(image).astype(np.uint32), image.info.get("transparency")
+        upper = (deep >> 8).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(upper if clear is None else np.where(deep == clear, 255, upper).astype(np.uint8))
     if image.has_transparency_data:
         colour = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour)
