@@ -157,7 +157,9 @@ def _run(args: argparse.Namespace, call: Callable[[Client], None]) -> int:
         with Client(args.server, model=args.model, timeout_s=args.timeout_s) as client:
             call(client)
     except (LatentryError, ValueError, OSError) as error:
-        print(f"latentry: {error}", file=sys.stderr)
+        unreachable = isinstance(error, LatentryError) and error.code.name == "UNAVAILABLE"
+        hint = f" (is `latentry serve` running at {args.server}?)" if unreachable else ""
+        print(f"latentry: {error}{hint}", file=sys.stderr)
         return 1
     return 0
 
