@@ -1,9 +1,9 @@
 """What can go wrong, and what each caller is told.
 
-    bytes ─ interceptor ─ servicer ─ codec ─ batcher ─ engine
-            Draining      ModelNotFound   │      │
-            Internal      InvalidArgument ┘      ├ QueueFull
-            MessageTooLarge      └ QueueFull      └ DeadlinePassed
+    bytes ─ interceptor ───── servicer ────── codec ─────────── batcher ────── engine
+            Draining          ModelNotFound   InvalidArgument   QueueFull
+            MessageTooLarge                   QueueFull         DeadlinePassed
+            Internal
 
 Raise anywhere, translate once: the interceptor turns a `ServiceError` into its gRPC status and google.rpc details, and
 whatever else is raised into INTERNAL, which says nothing of the inside. `StartError` is the operator's: one line, exit.
