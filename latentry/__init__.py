@@ -13,12 +13,15 @@ __version__ = "0.1.0"
 __all__ = ["AsyncClient", "Client", "LatentryError", "Pictures", "Posterior", "__version__", "grid"]
 
 
+_HOMES = {
+    **dict.fromkeys(("AsyncClient", "Client", "LatentryError"), "latentry.client"),
+    **dict.fromkeys(("Pictures", "Posterior", "grid"), "latentry.pictures"),
+}
+
+
 def __getattr__(name: str) -> Any:
     import importlib
 
-    for module in ("latentry.client", "latentry.pictures"):
-        if name in __all__:
-            found = getattr(importlib.import_module(module), name, None)
-            if found is not None:
-                return found
-    raise AttributeError(f"module 'latentry' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'latentry' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

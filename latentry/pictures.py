@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from latentry.pixels import to_pillow
+
 Array = npt.NDArray[Any]
 Float32s = npt.NDArray[np.float32]
 
@@ -45,7 +47,7 @@ class Pictures:
 
     def pillow(self) -> list[Image.Image]:
         """The images as Pillow images, mode L or RGB."""
-        return [_to_pillow(image) for image in _to_uint8(self.images)]
+        return [to_pillow(image) for image in _to_uint8(self.images)]
 
     def grid(self, columns: int | None = None) -> Image.Image:
         """The images as one, row by row; see `grid`."""
@@ -65,7 +67,7 @@ def grid(images: Array, columns: int | None = None, *, gap: int = 2, scale: int 
     for i, image in enumerate(pixels):
         top, left = i // across * (height + gap), i % across * (width + gap)
         sheet[top : top + height, left : left + width] = image
-    return _to_pillow(sheet)
+    return to_pillow(sheet)
 
 
 def _to_uint8(images: Array) -> npt.NDArray[np.uint8]:
@@ -73,7 +75,3 @@ def _to_uint8(images: Array) -> npt.NDArray[np.uint8]:
         return images
     rounded: npt.NDArray[np.uint8] = np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
     return rounded
-
-
-def _to_pillow(image: npt.NDArray[np.uint8]) -> Image.Image:
-    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)

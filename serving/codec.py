@@ -8,21 +8,22 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
+from latentry import pixels
 from latentry.v1 import vae_pb2 as pb
+from serving.codec_threads import Stopped
 from serving.errors import InvalidArgument
 
 Array = npt.NDArray[Any]
 Uint8s = npt.NDArray[np.uint8]
 Float32s = npt.NDArray[np.float32]
-Stopped = Callable[[], bool]  # whether nobody waits for the result any more
 
 MAX_PIXELS = 32 << 20  # of one encoded image; larger ones are refused before they are unpacked
 MAX_REQUEST_PIXELS = 64 << 20  # of all encoded images of a request together
@@ -138,10 +139,10 @@ def _from_tensor(tensor: pb.Tensor, shape: tuple[int, int, int], max_items: int,
         raise InvalidArgument("images.tensor.shape", list(array.shape), wanted)
     if array.shape[1:3] != (height, width) and resize == pb.RESIZE_UNSPECIFIED:
         raise InvalidArgument("images.tensor.shape", list(array.shape), f"{wanted}, or a `resize`")
-    pixels = array if array.dtype == np.uint8 else _quantise(array)
+    images = array if array.dtype == np.uint8 else _quantise(array)
     if array.shape[1:3] == (height, width):
-        return pixels
-    return np.stack([_fit(_to_pillow(image), shape, resize) for image in pixels])
+        return images
+    return np.stack([_fit(pixels.to_pillow(image), shape, resize) for image in images])
 
 
 def _quantise(array: Float32s) -> Uint8s:
@@ -149,8 +150,8 @@ def _quantise(array: Float32s) -> Uint8s:
     if not (low >= 0.0 and high <= 1.0):
         got = "NaN" if math.isnan(low) or math.isnan(high) else f"{low:g} to {high:g}"
         raise InvalidArgument("images.tensor.data", got, "FLOAT32 pixels from 0 to 1")
-    pixels: Uint8s = np.rint(array * np.float32(255.0)).astype(np.uint8)
-    return pixels
+    rounded: Uint8s = np.rint(array * np.float32(255.0)).astype(np.uint8)
+    return rounded
 
 
 def _from_files(
@@ -159,17 +160,15 @@ def _from_files(
     field = "images.encoded.images"
     if not 1 <= len(files) <= max_items:
         raise InvalidArgument(field, f"{len(files)} images", f"1 to {max_items}")
-    pixels = 0
+    total = 0
     for i, data in enumerate(files):  # headers first: a few bytes can claim many pixels
         with _reading(data, f"{field}[{i}]"), _open(data) as image:
-            pixels += image.width * image.height
-            size = f"{image.height}x{image.width}"
+            total += image.width * image.height
             if image.width * image.height > MAX_PIXELS:
+                size = f"{image.height}x{image.width}"
                 raise InvalidArgument(f"{field}[{i}]", size, f"at most {MAX_PIXELS} pixels")
-            if (image.height, image.width) != shape[:2] and resize == pb.RESIZE_UNSPECIFIED and not _turned(image):
-                raise InvalidArgument(f"{field}[{i}]", size, f"{shape[0]}x{shape[1]} (height x width), or a `resize`")
-    if pixels > MAX_REQUEST_PIXELS:
-        raise InvalidArgument(field, f"{pixels} pixels in all", f"at most {MAX_REQUEST_PIXELS} a request")
+    if total > MAX_REQUEST_PIXELS:
+        raise InvalidArgument(field, f"{total} pixels in all", f"at most {MAX_REQUEST_PIXELS} a request")
     images = []
     for i, data in enumerate(files):
         if stopped():
@@ -184,7 +183,7 @@ def _from_file(data: bytes, field: str, shape: tuple[int, int, int], resize: int
             if image.format == "PNG":
                 image.verify()  # its checksums; Pillow reads broken pixels otherwise
         with _open(data) as image:
-            plain = _to_mode(ImageOps.exif_transpose(image), "L" if shape[2] == 1 else "RGB")
+            plain = pixels.plain(ImageOps.exif_transpose(image), shape[2])
     if (plain.height, plain.width) != shape[:2] and resize == pb.RESIZE_UNSPECIFIED:
         wanted = f"{shape[0]}x{shape[1]} (height x width), or a `resize`"
         raise InvalidArgument(field, f"{plain.height}x{plain.width}", wanted)
@@ -193,11 +192,6 @@ def _from_file(data: bytes, field: str, shape: tuple[int, int, int], resize: int
 
 def _open(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=_READ_FORMATS)
-
-
-def _turned(image: Image.Image) -> bool:
-    """Whether EXIF says that the image lies on its side."""
-    return bool(image.getexif().get(ExifTags.Base.Orientation, 1) >= 5)
 
 
 @contextlib.contextmanager
@@ -212,26 +206,11 @@ def _reading(data: bytes, field: str) -> Iterator[None]:
         raise InvalidArgument(field, got, "a whole PNG, JPEG or WebP file") from error
 
 
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel: keep the upper 8
-        clear = image.info.get("transparency")
-        deep = np.asarray(image).astype(np.uint32)
-        upper = (deep >> 8).astype(np.uint8)
-        image = Image.fromarray(upper if clear is None else np.where(deep == clear, 255, upper).astype(np.uint8))
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")  # as training does
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert(mode)
-
-
 def _fit(image: Image.Image, shape: tuple[int, int, int], resize: int) -> Uint8s:
-    height, width, channels = shape
-    if image.size != (width, height):
-        if resize == pb.RESIZE_CROP:
-            image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-        else:
-            image = image.resize((width, height), Image.Resampling.LANCZOS)
-    return np.asarray(image, np.uint8).reshape(height, width, channels)
+    height, width, _ = shape
+    if resize == pb.RESIZE_CROP:
+        return pixels.to_array(pixels.cover(image, height, width))
+    return pixels.to_array(image.resize((width, height), Image.Resampling.LANCZOS))
 
 
 # ---- replies ----
@@ -272,9 +251,5 @@ def _to_file(image: Uint8s, name: str, quality: int) -> bytes:
     if name == "WEBP" and quality == 100:
         options = {"lossless": True}
     buffer = io.BytesIO()
-    _to_pillow(image).save(buffer, name, **options)
+    pixels.to_pillow(image).save(buffer, name, **options)
     return buffer.getvalue()
-
-
-def _to_pillow(image: Uint8s) -> Image.Image:
-    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)

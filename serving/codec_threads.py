@@ -15,7 +15,7 @@ from typing import TypeVar
 from serving.errors import QueueFull
 
 T = TypeVar("T")
-Stopped = Callable[[], bool]
+Stopped = Callable[[], bool]  # whether nobody waits for the result any more
 
 MAX_BYTES = 256 << 20  # of requests and replies that are in these threads or wait for them
 _RETRY_AFTER_S = 1.0

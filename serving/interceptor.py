@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 _LATE_S = 0.02  # the caller's clock may run out, and its cancellation arrive, a little before ours
 
-_SERVICE = vae_pb2.DESCRIPTOR.services_by_name["VaeService"].full_name
+SERVICE = vae_pb2.DESCRIPTOR.services_by_name["VaeService"].full_name
 
 
 @dataclass(slots=True)
@@ -107,7 +107,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         """The handler that grpc found, inside our measurements."""
         handler = await continuation(handler_call_details)
         service, _, rpc = handler_call_details.method.lstrip("/").partition("/")
-        if handler is None or service != _SERVICE:
+        if handler is None or service != SERVICE:
             return handler
 
         async def behaviour(data: bytes, context: Any) -> Any:
@@ -126,7 +126,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
     ) -> Any:
         call = _Call(rpc, self._metrics)
         _call.set(call)
-        self._metrics.grpc_started.labels("unary", _SERVICE, rpc).inc()
+        self._metrics.grpc_started.labels("unary", SERVICE, rpc).inc()
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         try:
@@ -151,8 +151,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         m = self._metrics
         m.requests.labels(call.rpc, call.model, call.version, code.name).inc()
         m.request_seconds.labels(call.rpc).observe(seconds)
-        m.grpc_handled.labels("unary", _SERVICE, call.rpc, _camel_case(code)).inc()
-        m.grpc_seconds.labels("unary", _SERVICE, call.rpc).observe(seconds)
+        m.grpc_handled.labels("unary", SERVICE, call.rpc, _camel_case(code)).inc()
+        m.grpc_seconds.labels("unary", SERVICE, call.rpc).observe(seconds)
 
 
 def _parse(deserialise: Callable[[bytes], Any], data: bytes) -> Any:

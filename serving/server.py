@@ -19,12 +19,12 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
-from latentry.v1 import vae_pb2, vae_pb2_grpc
+from latentry.v1 import vae_pb2_grpc
 from serving import engine, model, processors, repository
 from serving.batcher import Device
 from serving.codec_threads import CodecThreads
 from serving.errors import StartError
-from serving.interceptor import CallInterceptor, Gate
+from serving.interceptor import SERVICE, CallInterceptor, Gate
 from serving.metrics import Metrics
 from serving.repository import Models
 from serving.servicer import VaeServicer
@@ -32,7 +32,6 @@ from serving.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_SERVICE = vae_pb2.DESCRIPTOR.services_by_name["VaeService"].full_name
 _LAST_REPLIES_S = 0.25  # for replies that are on their way out when every call has been answered
 
 
@@ -107,7 +106,7 @@ class Service:
         )
         vae_pb2_grpc.add_VaeServiceServicer_to_server(VaeServicer(self.models, self._codec_threads), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (_SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+        names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         return server
 
@@ -131,7 +130,7 @@ class Service:
         return server.server_port
 
     async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for service in ("", _SERVICE):
+        for service in ("", SERVICE):
             await self._health.set(service, status)
 
 

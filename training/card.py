@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image
 
 from latentry.manifest import Manifest
+from latentry.pixels import to_pillow
 from training import figures
 from training.figures import Grid
 from training.trained import Trained
@@ -74,7 +74,7 @@ def preview(trained: Trained) -> bytes:
     right = figures.samples(trained.model, trained.config.model.latent_dim)
     grid = _beside(left, right)
     file = io.BytesIO()
-    Image.fromarray(grid.squeeze(2) if grid.shape[2] == 1 else grid).save(file, "PNG", optimize=True)
+    to_pillow(grid).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 

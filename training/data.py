@@ -75,9 +75,7 @@ def load(config: DataConfig, seed: int) -> Dataset:
     else:
         train, test = hold_out(parts[0], config.holdout, seed)
         split = f"{config.holdout:g} held out, drawn with seed {seed}"
-    check_sides(train.pixels.shape[1], train.pixels.shape[2], MIN_SIDE)
-    if max(train.pixels.shape[1:3]) > MAX_SIDE:
-        raise DataError(f"images: got {train.pixels.shape[1:3]} (H, W), wanted sides of at most {MAX_SIDE}")
+    check_sides(train.pixels.shape[1], train.pixels.shape[2], MIN_SIDE, MAX_SIDE)
     labels = _label_names(config, train, test)
     return Dataset(path.resolve().name, train, test, _digest(train, test), split, labels, train.unreadable)
 

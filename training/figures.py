@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
+from latentry.pixels import to_pillow
 from training import batches
 from training.model import VAE
 
@@ -57,7 +57,7 @@ def tile(images: NDArray[np.uint8], columns: int) -> Grid:
 
 def write_png(grid: Grid, path: Path) -> None:
     """Write a grid (H, W, C) as PNG."""
-    Image.fromarray(grid.squeeze(2) if grid.shape[2] == 1 else grid).save(path)
+    to_pillow(grid).save(path)
 
 
 def write_training_curve(log: Path, path: Path) -> None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from latentry import pixels
 from training.errors import DataError
 
 Size = tuple[int, int]
@@ -36,18 +37,16 @@ class Images:
         size, channels = size or (height, width), channels or got_channels
         if (*size, channels) == (height, width, got_channels):
             return self
-        pixels = np.empty((len(self), *size, channels), np.uint8)
+        fitted = np.empty((len(self), *size, channels), np.uint8)
         for index, image in enumerate(self.pixels):
-            pixels[index] = fit(Image.fromarray(image.squeeze(2) if got_channels == 1 else image), size, channels)
-        return replace(self, pixels=pixels)
+            fitted[index] = fit(pixels.to_pillow(image), size, channels)
+        return replace(self, pixels=fitted)
 
 
 def fit(image: Image.Image, size: Size | None, channels: int) -> NDArray[np.uint8]:
     """`image` as uint8 (H, W, C): scaled to cover `size` (H, W), its middle cut out, grey (1) or RGB (3)."""
-    image = _opaque(image).convert("L" if channels == 1 else "RGB")
-    if size is not None and image.size != (size[1], size[0]):
-        image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.LANCZOS)
-    return np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
+    image = pixels.plain(image, channels)
+    return pixels.to_array(image if size is None else pixels.cover(image, *size))
 
 
 def is_grey(mode: str) -> bool:
@@ -55,19 +54,9 @@ def is_grey(mode: str) -> bool:
     return mode in ("1", "L", "LA", "La", "I", "F") or mode.startswith("I;16")
 
 
-def check_sides(height: int, width: int, least: int) -> None:
-    """Raises `DataError` if a side is shorter than `least` pixels."""
+def check_sides(height: int, width: int, least: int, most: int) -> None:
+    """Raises `DataError` if a side is shorter than `least` pixels or longer than `most`."""
     if min(height, width) < least:
         raise DataError(f"images: got {height}x{width} pixels, wanted sides of at least {least}; --image-size enlarges")
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    """8 bits a channel, and what is transparent on white, as a page shows it."""
-    if image.mode == "I" or image.mode.startswith("I;16"):  # 16-bit grey, which Pillow's convert would clip
-        deep, clear = np.asarray(image).astype(np.uint32), image.info.get("transparency")
-        upper = (deep >> 8).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(upper if clear is None else np.where(deep == clear, 255, upper).astype(np.uint8))
-    if image.has_transparency_data:
-        colour = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour)
-    return image
+    if max(height, width) > most:
+        raise DataError(f"images: got {height}x{width} pixels, wanted sides of at most {most}; --image-size shrinks")
