@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
+import re
 import sys
 from dataclasses import dataclass
 from typing import NoReturn
@@ -25,7 +27,9 @@ _COMMANDS = {
     "evaluate": _Command("training.cli", "score a trained model on held-out images", "training"),
     "export": _Command("training.cli", "write a trained model as a model folder: two ONNX graphs", "training"),
     "serve": _Command("serving.cli", "serve model folders over gRPC", "serving"),
-    "health": _Command("serving.cli", "ask whether a server is ready, for health checks", "serving"),
+    "health": _Command("serving.health_command", "ask whether a server is ready, for health checks", "serving"),
+    "doctor": _Command("serving.cli", "say what works on this machine, and what would mend the rest", "serving"),
+    "token": _Command("serving.token_command", "make a token for a client, and the line that lets it in", "serving"),
     "models": _Command("latentry.call", "list the models of a running server"),
     "encode": _Command("latentry.call", "images to latents"),
     "decode": _Command("latentry.call", "latents to images"),
@@ -53,9 +57,13 @@ def main(argv: list[str] | None = None) -> int:
     command = _COMMANDS[name]
     try:
         module = importlib.import_module(command.module)
-        parser = argparse.ArgumentParser(f"latentry {name}", formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = argparse.ArgumentParser(
+            f"latentry {name}", formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
         getattr(module, f"add_{name}_arguments")(parser)
-        args = parser.parse_args(argv[1:])
+        args, unknown = parser.parse_known_args(argv[1:])
+        if unknown:
+            parser.error(_say_what_is_near(unknown[0], parser))
         status: int = getattr(module, f"run_{name}")(args)
     except ModuleNotFoundError as error:
         _say_what_is_missing(name, command, error)
@@ -76,6 +84,12 @@ def _overview() -> argparse.ArgumentParser:
     for name, command in _COMMANDS.items():
         commands.add_parser(name, help=command.help)
     return parser
+
+
+def _say_what_is_near(unknown: str, parser: argparse.ArgumentParser) -> str:
+    flags = re.findall(r"--[a-z-]+", parser.format_help())
+    near = difflib.get_close_matches(unknown.partition("=")[0], flags, 1)
+    return f"{unknown}: no such flag" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _say_what_is_missing(name: str, command: _Command, error: ModuleNotFoundError) -> NoReturn:

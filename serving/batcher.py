@@ -1,22 +1,29 @@
 """Gathers the rows of concurrent calls into batches and hands each call its own results.
 
-    submit ─ queue of one graph ─┐
-                                 ├─ device: one thread, one batch at a time, the queues in turn
-    submit ─ queue of another ───┘
+    submit ─ queue of one graph ─┐          ┌─ device 0: one thread, one batch at a time
+                                 ├─ pool ───┤
+    submit ─ queue of another ───┘          └─ device 1: the same
 
-A batch starts at once when the device is idle; while it is busy, calls gather. There is no artificial wait. A call of
-more rows than a batch holds is split, and its rest goes to the back of the queue, so that small calls are not starved.
-Calls that were cancelled or whose deadline has passed are dropped before they run. The queue is bounded in rows.
+A batch starts at once when a device is idle; while all are busy, calls gather. Devices take from the queues whenever
+they are free, so the least loaded one gets the next batch. A call of more rows than a batch holds is split, and its
+rest goes to the back of its queue, so that small calls are not starved. Interactive calls go before background ones,
+but every eighth batch goes to whoever has waited, so that nothing starves. Calls that were cancelled, or that cannot
+meet their deadline any more, are dropped before they run. What may wait is bounded in rows, in all and for each model.
 
-Knows neither images nor gRPC nor ONNX: rows are arrays, a runner is a function, deadlines are times of the loop.
+An engine that fails takes its batch's calls down with `EngineFailed`, which callers may try again, is restarted in its
+device's thread, and is left out until that succeeds.
+
+Knows neither images nor gRPC nor ONNX: rows are arrays, an engine is a function, deadlines are times of the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -24,11 +31,39 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import DeadlinePassed, QueueFull
+from serving.errors import DeadlinePassed, EngineFailed, QueueFull
+from serving.pool import Pool
+
+log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 Results = Mapping[str, Array]
-Runner = Callable[[Array, frozenset[str]], Results]
+
+
+class Engine(Protocol):
+    """One graph on one device."""
+
+    def run(self, rows: Array, outputs: frozenset[str]) -> Results:
+        """Run `rows` [n, ...] and return the named outputs, each [n, ...]."""
+
+    def bucket(self, rows: int) -> int:
+        """The batch size that `rows` rows run as."""
+
+    def restart(self) -> None:
+        """Begin anew after a failure; raises if that fails too."""
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One run of a graph on a batch: its rows and the padding beside them, when it began (wall clock) and how long it
+    took. `trace` is the tracer's, shared by all calls of the batch.
+    """
+
+    rows: int
+    padding: int
+    started_ns: int
+    seconds: float
+    trace: object | None = None
 
 
 class Observer(Protocol):
@@ -37,8 +72,26 @@ class Observer(Protocol):
     def waiting(self, rows: int) -> None:
         """So many rows are in the queue now."""
 
-    def ran(self, rows: int, queue_s: list[float], run_s: float) -> None:
-        """A batch of `rows` ran for `run_s` seconds; its calls had waited `queue_s` seconds each."""
+    def ran(self, run: Run, queue_s: Sequence[float]) -> None:
+        """A batch ran; its calls had waited `queue_s` seconds each."""
+
+    def failed(self, device: int) -> None:
+        """The engine of a device has failed, and is restarted."""
+
+    def up(self, device: int, up: bool) -> None:
+        """The engine of a device works again, or does not."""
+
+
+@dataclass(slots=True)
+class Room:
+    """How many rows may wait in a group of queues, and how many do."""
+
+    limit: int
+    rows: int = 0
+
+    def lacks(self, rows: int) -> bool:
+        """Whether so many more would be too many. Into an empty room any one call goes."""
+        return self.rows > 0 and self.rows + rows > self.limit
 
 
 @dataclass(slots=True, eq=False)
@@ -46,10 +99,16 @@ class _Job:
     rows: Array
     outputs: frozenset[str]
     deadline: float | None
+    background: bool
+    tell: Callable[[float, Run], None]
     future: asyncio.Future[Results]
     submitted: float
     begun: int = 0  # rows that have been put into a batch
     parts: list[Results] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        return len(self.rows) - self.begun
 
 
 @dataclass(slots=True)
@@ -59,137 +118,230 @@ class _Batch:
     outputs: frozenset[str]
 
 
-class Device:
-    """One device's executor: a thread that runs one batch at a time, shared by the queues of all its graphs."""
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="latentry-device")
-        self._ready: deque[Batcher] = deque()
-        self._busy = False
-
-    def wake(self, batcher: Batcher) -> None:
-        """`batcher` has rows to run. Takes effect at the end of this turn of the loop, with all that it brought."""
-        if batcher not in self._ready:
-            self._ready.append(batcher)
-        if not self._busy:
-            self._busy = True
-            asyncio.get_running_loop().call_soon(self._next)
-
-    def _next(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._ready:
-            batcher = self._ready.popleft()
-            batch = batcher.take()
-            if batcher.rows_waiting:
-                self._ready.append(batcher)
-            if batch is not None:
-                running = loop.run_in_executor(self._thread, batcher.runner, batch.rows, batch.outputs)
-                running.add_done_callback(partial(self._deliver, batcher, batch, loop.time()))
-                return
-        self._busy = False
-
-    def _deliver(self, batcher: Batcher, batch: _Batch, started: float, done: asyncio.Future[Results]) -> None:
-        try:
-            batcher.deliver(batch, started, done)
-        finally:
-            self._next()
-
-    def close(self) -> None:
-        """Wait for the batch that is running, then end the thread."""
-        self._thread.shutdown()
+def _tell_nobody(queue_s: float, run: Run) -> None:
+    pass
 
 
 class Batcher:
-    """The queue of one graph. `runner(rows, outputs)` runs in the device's thread and returns arrays by output name."""
+    """The queue of one graph, with one engine for each device of the pool."""
 
-    def __init__(self, runner: Runner, device: Device, observer: Observer, *, max_batch: int, max_waiting: int) -> None:
-        self.runner = runner
-        self.rows_waiting = 0
-        self._device = device
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        pool: Pool,
+        observer: Observer,
+        *,
+        rooms: Sequence[Room],
+        max_batch: int,
+        max_delay_s: float = 0.0,
+    ) -> None:
+        self._engines = engines
+        self._pool = pool
         self._observer = observer
+        self._rooms = (*rooms, Room(0))  # the last is this queue's own count
         self._max_batch = max_batch
-        self._max_waiting = max_waiting
-        self._jobs: deque[_Job] = deque()
+        self._max_delay_s = max_delay_s
+        self._interactive: deque[_Job] = deque()
+        self._background: deque[_Job] = deque()
+        self._down: set[int] = set()  # devices whose engine failed and has not come back yet
+        self._closed = False
         self._seconds_a_row = 0.001  # a running estimate, for the advice to callers that find the queue full
+        self._fastest_s = 0.0  # of all runs: what any batch takes at least
 
-    async def submit(self, rows: Array, outputs: frozenset[str], deadline: float | None = None) -> Results:
+    @property
+    def rows_waiting(self) -> int:
+        """Rows in the queue."""
+        return self._rooms[-1].rows
+
+    @property
+    def up(self) -> bool:
+        """Whether at least one engine works."""
+        return len(self._down) < len(self._engines)
+
+    async def submit(
+        self,
+        rows: Array,
+        outputs: frozenset[str],
+        deadline: float | None = None,
+        *,
+        background: bool = False,
+        tell: Callable[[float, Run], None] = _tell_nobody,
+    ) -> Results:
         """Run `rows` [n, ...] and return the named outputs, each [n, ...].
 
-        Raises `QueueFull` at once if more than `max_waiting` rows would wait, `DeadlinePassed` if the loop's time
-        passes `deadline` before all rows have begun, or whatever the runner raised.
+        `tell(queue_s, run)` is called for every batch that had rows of this call. Raises `QueueFull` at once if too
+        many rows would wait, `DeadlinePassed` if the loop's time is so near `deadline` before all rows have begun that
+        they cannot be ready in time, `EngineFailed` if the engine does.
         """
-        if self.rows_waiting + len(rows) > self._max_waiting:
-            self._forget_done()
-        waiting = self.rows_waiting + len(rows)
-        if waiting > self._max_waiting:
-            message = f"queue full: {self.rows_waiting} items are waiting of at most {self._max_waiting}; try again"
-            raise QueueFull(message, self.rows_waiting * self._seconds_a_row)
+        if not self.up:
+            raise EngineFailed
+        for room in self._rooms[:-1]:
+            if room.lacks(len(rows)):
+                message = f"queue full: {room.rows} items are waiting of at most {room.limit}; try again"
+                raise QueueFull(message, room.rows * self._seconds_a_row)
         loop = asyncio.get_running_loop()
-        job = _Job(rows, outputs, deadline, loop.create_future(), loop.time())
-        self._jobs.append(job)
-        self._set_waiting(waiting)
-        self._device.wake(self)
-        return await job.future
+        job = _Job(rows, outputs, deadline, background, tell, loop.create_future(), loop.time())
+        (self._background if background else self._interactive).append(job)
+        self._count(len(rows))
+        self._pool.wake(self)
+        try:
+            return await job.future
+        except asyncio.CancelledError:  # it takes nobody's place from now on
+            self._forget(job)
+            raise
 
-    def take(self) -> _Batch | None:
-        """The next batch, or None if all that waited was cancelled or late."""
+    def close(self) -> None:
+        """Run nothing any more; calls that still wait fail."""
+        self._closed = True
+        self._down.update(self._pool.devices)
+        self._fail_waiting()
+
+    # ---- what the pool calls ----
+
+    def ready_at(self, device: int) -> tuple[float, bool] | None:
+        """When `device` may take a batch (a time of the loop, perhaps past) and whether an interactive call waits;
+        None if there is nothing for it.
+        """
+        if not self.rows_waiting or device in self._down:
+            return None
+        first = min((queue[0].submitted for queue in (self._interactive, self._background) if queue), default=0.0)
+        at = first if self.rows_waiting >= self._max_batch else first + self._max_delay_s
+        return at, bool(self._interactive)
+
+    def take(self, device: int, background_first: bool) -> Callable[[], Callable[[], None]] | None:
+        """The next batch as a function for the device's thread, or None if all that waited was cancelled or late.
+
+        The function returns another, for the loop, that hands out the results.
+        """
+        chosen = self._choose(background_first)
+        if not chosen:
+            return None
+        try:
+            batch = _gather(chosen)
+        except Exception as error:  # no memory for the batch: its calls fail, the queue goes on
+            self._fail(chosen, error)
+            return None
+        return partial(self._run, device, batch, asyncio.get_running_loop().time())
+
+    def _choose(self, background_first: bool) -> list[tuple[_Job, int]]:
         now = asyncio.get_running_loop().time()
         chosen: list[tuple[_Job, int]] = []
-        unfinished: list[_Job] = []
         room = self._max_batch
-        waiting = self.rows_waiting
-        while self._jobs and room:
-            job = self._jobs.popleft()
-            left = len(job.rows) - job.begun
-            if job.deadline is not None and now >= job.deadline and not job.future.done():
-                job.future.set_exception(DeadlinePassed())
-            if job.future.done():
-                waiting -= left
-                continue
-            n = min(left, room)
-            chosen.append((job, n))
-            room -= n
-            waiting -= n
-            if n < left:
-                unfinished.append(job)
-        self._jobs.extend(unfinished)
-        self._set_waiting(waiting)
-        try:
-            return _gather(chosen) if chosen else None
-        except Exception as error:  # no memory for the batch: its calls fail, the queue goes on
-            _fail(chosen, error)
-            return None
+        queues = [self._interactive, self._background]
+        for queue in reversed(queues) if background_first else queues:
+            unfinished = []
+            while queue and room:
+                job = queue.popleft()
+                if not self._worth_running(job, now):
+                    continue
+                n = min(job.left, room)
+                chosen.append((job, n))
+                room -= n
+                self._count(-n)
+                if n < job.left:
+                    unfinished.append(job)
+            queue.extend(unfinished)
+        return chosen
 
-    def deliver(self, batch: _Batch, started: float, done: asyncio.Future[Results]) -> None:
-        """Hand the results of `batch`, or its error, to the calls that wait for them: each is answered once."""
+    def _worth_running(self, job: _Job, now: float) -> bool:
+        """False for a call that is cancelled or that will be late whatever is done, which is told so."""
+        if not job.future.done() and job.deadline is not None:
+            batches = -(-job.left // self._max_batch)
+            if now + batches * self._fastest_s >= job.deadline:
+                job.future.set_exception(DeadlinePassed())
+                self._forget(job)
+        return not job.future.done()
+
+    # ---- in the device's thread ----
+
+    def _run(self, device: int, batch: _Batch, taken: float) -> Callable[[], None]:
+        engine = self._engines[device]
+        wall, started = time.time_ns(), time.perf_counter()
         try:
-            results = done.result()
+            results = engine.run(batch.rows, batch.outputs)
             for name in batch.outputs:
                 if len(results[name]) != len(batch.rows):
                     raise RuntimeError(f"output {name}: {len(results[name])} rows for {len(batch.rows)}")
-            self._hand_out(batch, started, results)
-        except (Exception, asyncio.CancelledError) as error:
-            _fail(batch.jobs, error)
+            padding = engine.bucket(len(batch.rows)) - len(batch.rows)
+        except Exception as error:
+            log.exception("an engine failed under a batch of %d; restarting it", len(batch.rows))
+            return partial(self._failed, device, batch, not self._closed and _restarted(engine), error)
+        run = Run(len(batch.rows), padding, wall, time.perf_counter() - started)
+        return partial(self._hand_out, batch, taken, run, results)
 
-    def _hand_out(self, batch: _Batch, started: float, results: Results) -> None:
-        run_s = asyncio.get_running_loop().time() - started
-        self._seconds_a_row += 0.1 * (run_s / len(batch.rows) - self._seconds_a_row)
-        self._observer.ran(len(batch.rows), [started - job.submitted for job, _ in batch.jobs], run_s)
+    # ---- in the loop ----
+
+    def _hand_out(self, batch: _Batch, taken: float, run: Run, results: Results) -> None:
+        try:
+            self._answer(batch, taken, run, results)
+        except Exception as error:
+            self._fail(batch.jobs, error)  # each call is answered, whatever happens
+            raise
+
+    def _answer(self, batch: _Batch, taken: float, run: Run, results: Results) -> None:
+        self._seconds_a_row += 0.1 * (run.seconds / run.rows - self._seconds_a_row)
+        self._fastest_s = min(self._fastest_s or run.seconds, run.seconds)
+        self._observer.ran(run, [taken - job.submitted for job, _ in batch.jobs])
         at = 0
         for job, n in batch.jobs:
             job.parts.append({name: results[name][at : at + n] for name in job.outputs})
             at += n
+            job.tell(taken - job.submitted, run)
             if job.begun == len(job.rows) and not job.future.done():
                 job.future.set_result(_join(job.parts))
 
-    def _forget_done(self) -> None:
-        """Drop the calls that were cancelled while they waited, so that they take nobody's place."""
-        self._jobs = deque(job for job in self._jobs if not job.future.done())
-        self._set_waiting(sum(len(job.rows) - job.begun for job in self._jobs))
+    def _failed(self, device: int, batch: _Batch, restarted: bool, error: Exception) -> None:
+        failure = EngineFailed()
+        failure.__cause__ = error
+        self._fail(batch.jobs, failure)
+        self._observer.failed(device)
+        if not restarted:
+            self._set_down(device)
+            self._pool.restart_later(device, partial(_restarted, self._engines[device]), self._restart_ended)
 
-    def _set_waiting(self, rows: int) -> None:
-        self.rows_waiting = rows
-        self._observer.waiting(rows)
+    def _restart_ended(self, device: int, restarted: bool) -> bool:
+        """Whether it is to be tried no more."""
+        if restarted and not self._closed:
+            self._down.discard(device)
+            self._observer.up(device, True)
+            self._pool.wake(self)
+        return restarted or self._closed
+
+    def _set_down(self, device: int) -> None:
+        self._down.add(device)
+        self._observer.up(device, False)
+        if not self.up:
+            self._fail_waiting()
+
+    def _fail_waiting(self) -> None:
+        for queue in (self._interactive, self._background):
+            while queue:
+                self._fail([(queue.popleft(), 0)], EngineFailed())
+
+    def _fail(self, jobs: list[tuple[_Job, int]], error: Exception) -> None:
+        for job, _ in jobs:
+            with contextlib.suppress(asyncio.InvalidStateError):  # answered, or cancelled
+                job.future.set_exception(error)
+            self._forget(job)
+
+    def _forget(self, job: _Job) -> None:
+        """Count the rows that will not run any more out of the queue, once; the job itself falls out when reached."""
+        self._count(-job.left)
+        job.rows, job.begun = job.rows[:0], 0
+
+    def _count(self, change: int) -> None:
+        for room in self._rooms:
+            room.rows += change
+        self._observer.waiting(self.rows_waiting)
+
+
+def _restarted(engine: Engine) -> bool:
+    try:
+        engine.restart()
+    except Exception:
+        log.exception("an engine could not be restarted")
+        return False
+    return True
 
 
 def _gather(chosen: list[tuple[_Job, int]]) -> _Batch:
@@ -199,12 +351,6 @@ def _gather(chosen: list[tuple[_Job, int]]) -> _Batch:
         job.begun += n
     rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     return _Batch(chosen, rows, frozenset().union(*(job.outputs for job, _ in chosen)))
-
-
-def _fail(jobs: list[tuple[_Job, int]], error: BaseException) -> None:
-    for job, _ in jobs:
-        if not job.future.done():
-            job.future.set_exception(error)
 
 
 def _join(parts: list[Results]) -> Results:

@@ -1,112 +1,83 @@
-"""The command `latentry serve`: flags to settings, settings to a running service."""
+"""The commands `latentry serve` and `latentry doctor`: flags to settings, settings to a running service or a report."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
+import os
 import sys
-from pathlib import Path
 
-from latentry.manifest import embedded_models
+from serving import logs, settings_sources, settings_text
 from serving.errors import StartError
 from serving.settings import Settings
 
-DESCRIPTION = """\
+SERVE = """\
 Serve the models of a repository, <DIR>/<name>/<version>/, over gRPC. Without arguments: the model that comes with
-Latentry. Of each name the newest version is served. SIGTERM and Ctrl-C let running calls finish; a second one does not.
+Latentry, for callers on this machine. SIGTERM and Ctrl-C let running calls finish; a second one does not.
 
   latentry serve
-  latentry serve --models models --host 0.0.0.0 --device cuda
+  latentry serve --models models --device cuda --tls-certificate server.pem --tls-key server.key \\
+      --identities identities.toml --host 0.0.0.0
+
+Each flag is also a variable (--port: LATENTRY_PORT) and a key of the TOML file (port = 50051); a flag wins over the
+environment, that over the file. docs/configuration.md has the same list as a table.
+
+exit status: 0 stopped as told; 1 another cause; 2 a setting makes no sense; 3 a port is taken; 4 no model to serve;
+5 a model is bad; 6 the device cannot be used
+"""
+
+DOCTOR = """\
+Say in plain words what works on this machine for `latentry serve` with the same flags: versions, driver and libraries,
+device, threads, memory, ports, models, certificates. Exit status 0 unless something is a problem, else 1.
 """
 
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `latentry serve`."""
-    parser.description = DESCRIPTION
-    default = Settings(models=Path())
-    add = parser.add_argument
-    add(
-        "--models",
-        type=Path,
-        metavar="DIR",
-        help="model repository; the first model by name is the default (default: the one that comes with Latentry)",
+    parser.usage, parser.description = "%(prog)s [--FLAG VALUE ...]", SERVE
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the settings in effect as TOML, and where each is from; exit"
     )
-    add("--host", default=default.host, help="address to listen on (default: %(default)s)")
-    add("--port", type=int, default=default.port, help="gRPC port, 0 for any free one (default: %(default)s)")
-    add(
-        "--metrics-port",
-        type=int,
-        default=default.metrics_port,
-        help="port of Prometheus's /metrics, 0 for any free one (default: %(default)s)",
-    )
-    add(
-        "--device",
-        default=default.device,
-        help="auto, cpu, cuda or cuda:N; cuda refuses to start without a working GPU (default: %(default)s)",
-    )
-    add(
-        "--max-batch-size",
-        type=int,
-        default=default.max_batch_size,
-        help="most rows one run of a graph gets (default: %(default)s)",
-    )
-    add(
-        "--max-queue-items",
-        type=int,
-        default=default.max_queue_items,
-        help="most rows that wait for a graph; more are refused (default: %(default)s)",
-    )
-    add(
-        "--drain-s",
-        type=float,
-        default=default.drain_s,
-        help="seconds that running calls get after SIGTERM (default: %(default)s)",
-    )
+    settings_text.add_flags(parser)
 
 
-def add_health_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `latentry health`."""
-    parser.description = (
-        "Ask a running server's grpc.health service. Exit status 0 means SERVING; for container health checks."
-    )
-    parser.add_argument("--server", default="localhost:50051", metavar="HOST:PORT", help="(default: %(default)s)")
-    parser.add_argument("--timeout-s", type=float, default=2.0, help="(default: %(default)s)")
-
-
-def run_health(args: argparse.Namespace) -> int:
-    """Print the status; 0 if it is SERVING, else 1."""
-    import grpc
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-    with grpc.insecure_channel(args.server) as channel:
-        try:
-            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=args.timeout_s)
-        except grpc.RpcError as error:
-            print(f"latentry health: {error.code().name}: {error.details()}", file=sys.stderr)
-            return 1
-    print(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
-    return 0 if reply.status == health_pb2.HealthCheckResponse.SERVING else 1
+def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `latentry doctor`: those of `latentry serve`."""
+    parser.usage, parser.description = "%(prog)s [--FLAG VALUE ...]", DOCTOR
+    settings_text.add_flags(parser)
 
 
 def run_serve(args: argparse.Namespace) -> int:
-    """Serve until told to stop. Returns the exit status: 0, or 1 if the service could not start."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    from serving.server import serve  # here, so that `--help` does not wait for onnxruntime
-
+    """Serve until told to stop. Returns the exit status: 0, or the `StartError`'s if the service could not start."""
     try:
-        settings = Settings(
-            models=args.models or embedded_models(),
-            host=args.host,
-            port=args.port,
-            metrics_port=args.metrics_port,
-            device=args.device,
-            max_batch_size=args.max_batch_size,
-            max_queue_items=args.max_queue_items,
-            drain_s=args.drain_s,
-        )
-        asyncio.run(serve(settings))
+        given = settings_text.given(args)
+        settings = Settings(args.config, **given)
+        if args.print_config:
+            sources = settings_sources.read(given, os.environ, args.config, settings_text.FIELDS)
+            print(settings_text.to_toml(settings, sources), end="")
+            return 0
+        logs.configure(settings.log_level, settings.log_format)
+        from serving.server import serve  # here, so that `--help` does not wait for onnxruntime
+
+        asyncio.run(serve(settings, lambda: Settings(args.config, **given)))
     except StartError as error:
-        print(f"latentry serve: {error}", file=sys.stderr)
-        return 1
+        _say(f"latentry serve: {error}")
+        return error.exit_code
     return 0
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """Print the report; 1 if it has a problem."""
+    from serving import doctor  # here, so that `--help` does not wait for onnxruntime
+
+    findings = doctor.examine(args.config, settings_text.given(args))
+    for finding in findings:
+        print(finding)
+    return 1 if any(finding.verdict == "problem" for finding in findings) else 0
+
+
+def _say(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # a full disk: what is left in the buffer would fail again at exit, and change the exit status
+        sys.stderr = None

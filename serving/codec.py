@@ -86,6 +86,13 @@ def read_images(
     raise InvalidArgument("images", "none", "a tensor or encoded images")
 
 
+def count_images(images: pb.Images) -> int:
+    """How many images the request says that it holds."""
+    if images.WhichOneof("kind") == "tensor":
+        return max(0, images.tensor.shape[0]) if images.tensor.shape else 0
+    return len(images.encoded.images)
+
+
 def needs_time(images: pb.Images, resize: int) -> bool:
     """Whether reading these images takes so long that the event loop should not wait for it."""
     return images.WhichOneof("kind") == "encoded" or resize != pb.RESIZE_UNSPECIFIED

@@ -9,10 +9,9 @@ batch sizes, the buckets, and input and output buffers are allocated once for ea
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from latentry.manifest import ModelFolder
-from serving.errors import StartError
+from serving import devices
+from serving.devices import Device
+from serving.pinned import pin
 
 Array = npt.NDArray[Any]
 _Ports = Mapping[str, tuple[type[np.generic], tuple[int, ...]]]  # of a graph, by name: type and shape of one item
@@ -29,55 +30,21 @@ _Ports = Mapping[str, tuple[type[np.generic], tuple[int, ...]]]  # of a graph, b
 _DTYPES: Mapping[str, type[np.generic]] = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceChoice:
-    """Where graphs run: ONNX Runtime's `provider`, which device of its kind, threads on a CPU, and the reason."""
-
-    provider: str
-    ordinal: int
-    threads: int
-    reason: str
-
-    @property
-    def is_cuda(self) -> bool:
-        """Whether this is an NVIDIA GPU."""
-        return self.provider == "CUDAExecutionProvider"
-
-
 class BadGraph(ValueError):
     """A graph that cannot be loaded, or is not what its manifest says."""
 
 
-def choose_device(wanted: str, threads: int) -> DeviceChoice:
-    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device.
-
-    `cuda` is strict: raises `StartError` when ONNX Runtime cannot use the GPU. `auto` takes a GPU if one works and
-    otherwise the CPU, and the reason says which and why.
-    """
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", wanted):
-        raise StartError(f"--device: got {wanted!r}, wanted auto, cpu, cuda or cuda:N")
-    if wanted == "cpu":
-        return DeviceChoice("CPUExecutionProvider", 0, threads, "as asked")
-    kind, _, ordinal = wanted.partition(":")
-    choice = DeviceChoice("CUDAExecutionProvider", int(ordinal or 0), threads, "as asked")
-    problem = _why_no_cuda(choice)
-    if problem is None:
-        return choice
-    if kind == "cuda":
-        raise StartError(f"--device {wanted}: {problem}")
-    return DeviceChoice("CPUExecutionProvider", 0, threads, f"auto: {problem}")
-
-
-def _why_no_cuda(choice: DeviceChoice) -> str | None:
-    if choice.provider not in ort.get_available_providers():
-        return "this build of ONNX Runtime has no CUDA provider (install latentry[cuda])"
-    if not any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")):
+def why_not(device: Device) -> str | None:
+    """Why ONNX Runtime cannot use this GPU, in words, or None if it can: a `devices.Probe`."""
+    if device.provider not in ort.get_available_providers():
+        return f"this build of ONNX Runtime has no {device.provider} (install latentry[cuda])"
+    if not devices.has_driver():
         return "no NVIDIA driver on this machine"
     ort.preload_dlls()
     try:  # the smallest graph there is: one that hands its input on
-        _session(_IDENTITY, choice)
+        _session(_IDENTITY, device, {"x": ()}, 1)
     except Exception as error:
-        return f"ONNX Runtime cannot use CUDA: {str(error).splitlines()[0]}"
+        return f"ONNX Runtime cannot use it: {str(error).splitlines()[0]}"
     return None
 
 
@@ -88,42 +55,68 @@ _IDENTITY = bytes.fromhex(
 )
 
 
-def _session(model: bytes, choice: DeviceChoice) -> ort.InferenceSession:
+def _session(
+    model: bytes, device: Device, profile: Mapping[str, Sequence[int]], max_batch: int
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors: ONNX Runtime's warnings concern its developers
-    options.intra_op_num_threads = choice.threads
+    options.intra_op_num_threads = device.threads
     options.inter_op_num_threads = 1
     # Threads that spin between batches take the processor from the event loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # A graph's weights are inside it, where its digest vouches for them: what points to another file finds none.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
-    provider: str | tuple[str, dict[str, Any]] = choice.provider
-    if choice.is_cuda:
+    if device.is_gpu:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        provider = (choice.provider, {"device_id": choice.ordinal, "cudnn_conv_algo_search": "HEURISTIC"})
-    session = ort.InferenceSession(model, options, providers=[provider])
-    if session.get_providers()[0] != choice.provider:
-        raise BadGraph(f"ONNX Runtime fell back to {session.get_providers()[0]}, wanted {choice.provider}")
+    with _as_file(model) as source:
+        session = ort.InferenceSession(source, options, providers=device.providers(profile, max_batch))
+    if session.get_providers()[0] != device.provider:
+        raise BadGraph(f"ONNX Runtime fell back to {session.get_providers()[0]}, wanted {device.provider}")
     return session
 
 
-class Graph:
-    """One graph on one device. `buckets` are the batch sizes to pad to; none means that any size runs as it is."""
+@contextlib.contextmanager
+def _as_file(model: bytes) -> Iterator[str | bytes]:
+    """The graph as a file in memory, where there is such a thing: ONNX Runtime reads a file without holding the
+    interpreter's lock (for 226 MB, 1 ms instead of 110), so that calls go on while a model is loaded.
+    """
+    if not model or not hasattr(os, "memfd_create") or not Path("/proc/self/fd").is_dir():
+        yield model
+        return
+    with os.fdopen(os.memfd_create("latentry-graph"), "wb") as file:
+        file.write(model)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
 
-    def __init__(self, model: bytes, choice: DeviceChoice, buckets: Sequence[int] = ()) -> None:
+
+class Graph:
+    """A graph on a device. `buckets` are the batch sizes to pad to; none means that any size runs as it is. `profile`
+    has the shape of one item for each input, which TensorRT wants to know beforehand.
+    """
+
+    def __init__(
+        self, model: bytes, device: Device, profile: Mapping[str, Sequence[int]], buckets: Sequence[int] = ()
+    ) -> None:
+        self._model = model  # kept for `restart`
+        self._device = device
+        self._profile = profile
+        self._buckets = sorted(buckets)
+        self._closed = False
+        self._open()
+
+    def _open(self) -> None:
+        self._bound: dict[int, _BoundBatch] = {}
         try:
-            self._session = _session(model, choice)
+            session = _session(self._model, self._device, self._profile, max(self._buckets, default=1))
         except BadGraph:
             raise
         except Exception as error:  # ONNX Runtime raises a dozen kinds, none of them documented
             raise BadGraph(f"ONNX Runtime cannot load it: {error}") from error
-        self.metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
-        self.inputs = {i.name: (_DTYPES.get(i.type), tuple(i.shape)) for i in self._session.get_inputs()}
-        self.outputs = {o.name: (_DTYPES.get(o.type), tuple(o.shape)) for o in self._session.get_outputs()}
+        self._session: ort.InferenceSession | None = session
+        self.metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+        self.inputs = {i.name: (_DTYPES.get(i.type), tuple(i.shape)) for i in session.get_inputs()}
+        self.outputs = {o.name: (_DTYPES.get(o.type), tuple(o.shape)) for o in session.get_outputs()}
         self._input = next(iter(self.inputs), "")
-        self._choice = choice
-        self._buckets = sorted(buckets)
-        self._bound: dict[int, _BoundBatch] = {}
 
     def bucket(self, rows: int) -> int:
         """The batch size that `rows` rows run as."""
@@ -131,60 +124,102 @@ class Graph:
 
     def run(self, rows: Array, outputs: frozenset[str]) -> dict[str, Array]:
         """Run `rows` [n, ...] and return the named outputs, each [n, ...]."""
+        if self._session is None:
+            raise RuntimeError("this graph has no session: it is closed, or could not be restarted")
         if not self._buckets:
             names = sorted(outputs)
             return dict(zip(names, self._session.run(names, {self._input: rows}), strict=True))
         size = self.bucket(len(rows))
         if size not in self._bound:
-            self._bound[size] = _BoundBatch(self, self._session, self._choice, size)
+            self._bound[size] = _BoundBatch(self, self._session, self._device, size)
         return self._bound[size].run(rows, outputs)
 
-    def warm(self, sizes: Sequence[int]) -> None:
-        """Run once at each bucket, or at each of `sizes` where there are none, so that no caller waits for it.
+    def warm_up_sizes(self, max_batch: int) -> Sequence[int]:
+        """The batch sizes to run once before callers wait for it: each bucket, or one and the largest."""
+        return self._buckets or sorted({1, max_batch})
 
-        Raises `BadGraph` if a run fails, or gives outputs that are not finite or not of the shapes that were declared.
+    def warm(self, size: int) -> None:
+        """Run a batch of `size` once.
+
+        Raises `BadGraph` if that fails, or gives outputs that are not finite or not of the shapes that were declared.
         """
         dtype, shape = self.inputs[self._input]
-        for size in self._buckets or sizes:
-            try:
-                results = self.run(np.zeros((size, *shape[1:]), dtype), frozenset(self.outputs))
-            except Exception as error:
-                raise BadGraph(f"a batch of {size} fails: {error}") from error
-            for name, (_, declared) in self.outputs.items():
-                got, wanted = results[name], (size, *declared[1:])
-                if got.shape != wanted:
-                    raise BadGraph(f"output {name}: got shape {list(got.shape)}, wanted {list(wanted)}")
-                if not np.isfinite(got).all():
-                    raise BadGraph(f"output {name}: not finite for an input of zeros")
+        try:
+            results = self.run(np.zeros((size, *shape[1:]), dtype), frozenset(self.outputs))
+        except Exception as error:
+            raise BadGraph(f"a batch of {size} fails: {error}") from error
+        for name, (_, declared) in self.outputs.items():
+            got, wanted = results[name], (size, *declared[1:])
+            if got.shape != wanted:
+                raise BadGraph(f"output {name}: got shape {list(got.shape)}, wanted {list(wanted)}")
+            if not np.isfinite(got).all():
+                raise BadGraph(f"output {name}: not finite for an input of zeros")
+
+    def restart(self) -> None:
+        """Free the session and its buffers, load the graph again and run it once; raises `BadGraph`."""
+        self._free()
+        if self._closed:
+            raise BadGraph("it is closed")
+        self._open()
+        self.warm(self.bucket(1))
+
+    def close(self) -> None:
+        """Free what it holds on the device, for good."""
+        self._closed = True
+        self._free()
+
+    def _free(self) -> None:
+        self._bound = {}
+        self._session = None
 
 
 class _BoundBatch:
-    """A bucket's buffers on the device, bound to the graph once."""
+    """A bucket's buffers, bound to the graph once: what goes in and out is page-locked where there is a GPU.
 
-    def __init__(self, graph: Graph, session: ort.InferenceSession, choice: DeviceChoice, size: int) -> None:
-        device = ("cuda", choice.ordinal) if choice.is_cuda else ("cpu", 0)
+    A CUDA graph replays on fixed addresses of the device, so with them the outputs are there too.
+    """
+
+    def __init__(self, graph: Graph, session: ort.InferenceSession, device: Device, size: int) -> None:
+        place = ("cuda", device.ordinal) if device.is_gpu else ("cpu", 0)
         ((name, (dtype, shape)),) = graph.inputs.items()
         self._session = session
-        self._staging = np.zeros((size, *shape[1:]), dtype)
-        self._input = ort.OrtValue.ortvalue_from_numpy(self._staging, *device)
-        self._outputs = {
-            name: ort.OrtValue.ortvalue_from_shape_and_type((size, *shape[1:]), dtype, *device)
-            for name, (dtype, shape) in graph.outputs.items()
-        }
+        self._options = ort.RunOptions()
+        if device.cuda_graphs:
+            self._options.add_run_config_entry("gpu_graph_id", str(size))  # one captured graph a bucket
+        self._staging = _buffer((size, *shape[1:]), dtype, device)
+        self._input = ort.OrtValue.ortvalue_from_numpy(self._staging, *place)
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input(name, self._input)
-        for name, value in self._outputs.items():
+        self._host: dict[str, Array] = {}
+        self._outputs: dict[str, ort.OrtValue] = {}
+        for name, (dtype, shape) in graph.outputs.items():
+            if device.cuda_graphs:
+                value = ort.OrtValue.ortvalue_from_shape_and_type((size, *shape[1:]), dtype, *place)
+            else:
+                self._host[name] = _buffer((size, *shape[1:]), dtype, device)
+                value = ort.OrtValue.ortvalue_from_numpy(self._host[name])
+            self._outputs[name] = value
             self._binding.bind_ortvalue_output(name, value)
 
     def run(self, rows: Array, outputs: frozenset[str]) -> dict[str, Array]:
         self._staging[: len(rows)] = rows  # what is left of an earlier batch pads the rest
         self._input.update_inplace(self._staging)
-        self._session.run_with_iobinding(self._binding)
+        self._session.run_with_iobinding(self._binding, self._options)
         # A copy: the buffers are written again by the next batch, while these rows are still on their way out.
-        return {name: np.array(self._outputs[name].numpy()[: len(rows)]) for name in outputs}
+        return {name: np.array(self._result(name)[: len(rows)]) for name in outputs}
+
+    def _result(self, name: str) -> Array:
+        return self._host[name] if name in self._host else self._outputs[name].numpy()
 
 
-def load_graphs(folder: ModelFolder, choice: DeviceChoice, buckets: Sequence[int]) -> tuple[Graph, Graph]:
+def _buffer(shape: tuple[int, ...], dtype: type[np.generic] | None, device: Device) -> Array:
+    array = np.zeros(shape, dtype)
+    if device.is_gpu:
+        pin(array)
+    return array
+
+
+def load_graphs(folder: ModelFolder, device: Device, buckets: Sequence[int]) -> tuple[Graph, Graph]:
     """The encoder and the decoder of a verified folder.
 
     Raises `BadGraph`, naming the file, if one cannot be loaded or disagrees with the manifest.
@@ -199,7 +234,8 @@ def load_graphs(folder: ModelFolder, choice: DeviceChoice, buckets: Sequence[int
     graphs = []
     for kind, (inputs, outputs) in wanted.items():
         try:
-            graph = Graph(getattr(folder, kind), choice, buckets)
+            profile = {name: item for name, (_, item) in inputs.items()}
+            graph = Graph(getattr(folder, kind), device, profile, buckets)
             _compare("input", graph.inputs, inputs)
             _compare("output", graph.outputs, outputs)
             for key, value in folder.manifest.graph_metadata(kind).items():
@@ -223,3 +259,8 @@ def _compare(side: str, got: Mapping[str, Any], wanted: _Ports) -> None:
             raise BadGraph(f"{side} {name}: got shape {list(got_shape)}, wanted a free batch dimension first")
         if tuple(got_shape[1:]) != item:
             raise BadGraph(f"{side} {name}: got items of {list(got_shape[1:])}, the manifest says {list(item)}")
+
+
+def provider_report() -> tuple[str, str, list[str]]:
+    """ONNX Runtime's version, the CUDA version that this build is for ("" if none), and its providers."""
+    return ort.__version__, getattr(ort, "cuda_version", None) or "", list(ort.get_available_providers())

@@ -1,9 +1,10 @@
 """What can go wrong, and what each caller is told.
 
-    bytes ─ interceptor ───── servicer ────── codec ─────────── batcher ────── engine
-            Draining          ModelNotFound   InvalidArgument   QueueFull
-            MessageTooLarge                   QueueFull         DeadlinePassed
-            Internal
+    bytes ─ interceptor ─────── servicer ─────── codec ─────────── batcher ────── engine
+            Unauthenticated     ModelNotFound    InvalidArgument   QueueFull      EngineFailed
+            PermissionDenied    QuotaExceeded    QueueFull         DeadlinePassed
+            Draining, Internal  Conflict (admin)
+            MessageTooLarge
 
 Raise anywhere, translate once: the interceptor turns a `ServiceError` into its gRPC status and google.rpc details, and
 whatever else is raised into INTERNAL, which says nothing of the inside. `StartError` is the operator's: one line, exit.
@@ -23,7 +24,42 @@ _NAMED = 10  # models that NOT_FOUND names; a status has to fit into HTTP/2 head
 
 
 class StartError(Exception):
-    """The service cannot start as it was told to; the message is the one line that the operator reads."""
+    """The service cannot start as it was told to; the message is the one line that the operator reads.
+
+    Each cause has an exit status of its own, so that a supervisor can tell what a restart may mend.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(StartError):
+    """A setting, or a file that a setting names, makes no sense."""
+
+    exit_code = 2
+
+
+class PortTaken(StartError):
+    """An address cannot be listened on."""
+
+    exit_code = 3
+
+
+class NoModel(StartError):
+    """The model repository is not there, or holds no model that is to be served."""
+
+    exit_code = 4
+
+
+class BadModel(StartError):
+    """A model that is to be served cannot be."""
+
+    exit_code = 5
+
+
+class NoDevice(StartError):
+    """The device that was asked for cannot be used."""
+
+    exit_code = 6
 
 
 class ServiceError(Exception):
@@ -103,6 +139,21 @@ class MessageTooLarge(ServiceError):
         super().__init__(f"request: got {got} bytes, wanted at most {most}; send fewer items a call")
 
 
+class QuotaExceeded(_Retryable):
+    """This caller has had what it may have for now."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class EngineFailed(_Retryable):
+    """The engine failed under this call's batch, or is being restarted; nothing was answered."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+    def __init__(self, retry_after_s: float = 1.0) -> None:
+        super().__init__("the engine failed and is being restarted; try again", retry_after_s)
+
+
 class Draining(_Retryable):
     """The server is shutting down and takes no new calls."""
 
@@ -110,6 +161,24 @@ class Draining(_Retryable):
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down", retry_after_s=1.0)
+
+
+class Unauthenticated(ServiceError):
+    """The caller did not say who it is, or said so in a way that is not believed."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDenied(ServiceError):
+    """We know who the caller is, and it may not do this."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+
+class Conflict(ServiceError):
+    """What was asked of the models cannot be done as they are."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class DeadlinePassed(ServiceError):

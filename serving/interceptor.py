@@ -1,103 +1,71 @@
-"""The one place that counts and times calls, refuses them while draining, and turns exceptions into status.
+"""The one place that counts and times calls, asks who the caller is, refuses calls while draining, and turns
+exceptions into status.
 
-What a call learns on its way (which model it is for) goes into its record, which the context of its task carries.
+What a call learns on its way goes into its record (`serving.call`), which is handed to whoever wants to know at the end.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import re
+import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NoReturn, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from latentry.v1 import vae_pb2
-from serving.errors import Draining, Internal, InvalidArgument, MessageTooLarge, ServiceError
+from latentry.v1 import admin_pb2, vae_pb2
+from serving import call as records
+from serving.access import Access, Role, credentials_of
+from serving.call import BACKGROUND, INTERACTIVE, Call
+from serving.errors import Internal, InvalidArgument, MessageTooLarge, QuotaExceeded, ServiceError
+from serving.gate import Gate
 from serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+SERVICE = vae_pb2.DESCRIPTOR.services_by_name["VaeService"].full_name
+ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
+
+PRIORITY_KEY = "latentry-priority"
+REQUEST_ID_KEY = "x-request-id"
+
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _LATE_S = 0.02  # the caller's clock may run out, and its cancellation arrive, a little before ours
 
-SERVICE = vae_pb2.DESCRIPTOR.services_by_name["VaeService"].full_name
+Metadata = Sequence[tuple[str, "str | bytes"]]
 
 
-@dataclass(slots=True)
-class _Call:
-    rpc: str
-    metrics: Metrics
-    model: str = ""
-    version: str = ""
+class Listener(Protocol):
+    """Somebody who wants to know of each call that has ended."""
 
-
-_call: ContextVar[_Call] = ContextVar("call")
-
-
-def name_model(name: str, version: int) -> None:
-    """This call is for this model, which is loaded here."""
-    call = _call.get(None)
-    if call is not None:
-        call.model, call.version = name, str(version)
-
-
-@contextlib.contextmanager
-def time_codec(direction: str) -> Iterator[None]:
-    """Time the reading (`in`) or writing (`out`) of a call's tensors and images."""
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        call = _call.get(None)
-        if call is not None:
-            call.metrics.codec_seconds.labels(call.rpc, direction).observe(time.perf_counter() - started)
-
-
-class Gate:
-    """Lets calls in until it is shut, and knows when the last one has gone."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._in_flight = 0
-        self._empty = asyncio.Event()
-        self._empty.set()
-        self.shut = False
-
-    @contextlib.contextmanager
-    def passing(self) -> Iterator[None]:
-        """One call's stay; raises `Draining` when the gate is shut."""
-        if self.shut:
-            raise Draining
-        self._count(+1)
-        try:
-            yield
-        finally:
-            self._count(-1)
-
-    async def wait_empty(self, timeout_s: float) -> bool:
-        """Whether every call has gone within `timeout_s`."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), timeout_s)
-        return self._in_flight == 0
-
-    def _count(self, change: int) -> None:
-        self._in_flight += change
-        self._metrics.in_flight.set(self._in_flight)
-        (self._empty.clear if self._in_flight else self._empty.set)()
+    def ended(self, call: Call, code: grpc.StatusCode, seconds: float, metadata: Metadata) -> None:
+        """`call` was answered with `code` after `seconds`."""
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in the stubs alone
-    """Wraps the calls of our own service; health and reflection pass as they are."""
+    """Wraps the calls of one service of ours, which need `role`; those of other services pass as they are."""
 
-    def __init__(self, metrics: Metrics, gate: Gate, max_message_bytes: int) -> None:
-        self._metrics = metrics
+    def __init__(
+        self,
+        service: str,
+        role: Role,
+        access: Access,
+        gate: Gate,
+        metrics: Metrics,
+        max_message_bytes: Callable[[], int],
+        listeners: Sequence[Listener] = (),
+    ) -> None:
+        self._service = service
+        self._role = role
+        self._access = access
         self._gate = gate
+        self._metrics = metrics
         self._max_message_bytes = max_message_bytes
+        self._listeners = listeners
 
     async def intercept_service(
         self,
@@ -107,34 +75,58 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         """The handler that grpc found, inside our measurements."""
         handler = await continuation(handler_call_details)
         service, _, rpc = handler_call_details.method.lstrip("/").partition("/")
-        if handler is None or service != SERVICE:
+        if handler is None or service != self._service:
             return handler
 
-        async def behaviour(data: bytes, context: Any) -> Any:
-            if len(data) > self._max_message_bytes:
-                raise MessageTooLarge(len(data), self._max_message_bytes)
-            return await handler.unary_unary(_parse(handler.request_deserializer, data), context)
+        async def behaviour(data: bytes, call: Call, context: Any) -> bytes:
+            self._admit(call, context)
+            call.request_bytes = len(data)
+            most = self._max_message_bytes()
+            if len(data) > most:
+                raise MessageTooLarge(len(data), most)
+            reply = await handler.unary_unary(_parse(handler.request_deserializer, data), context)
+            written: bytes = handler.response_serializer(reply)
+            call.reply_bytes = len(written)
+            return written
 
-        async def measured(data: bytes, context: Any) -> Any:
+        async def measured(data: bytes, context: Any) -> bytes:
             return await self._answer(behaviour, rpc, data, context)
 
         # Bytes are parsed here, so that what is no message is counted and answered like every other bad request.
-        return grpc.unary_unary_rpc_method_handler(measured, None, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(measured, None, None)
+
+    def _admit(self, call: Call, context: Any) -> None:
+        """Who calls, and how urgently; raises `Unauthenticated`, `PermissionDenied` or `InvalidArgument`."""
+        metadata = context.invocation_metadata() or ()
+        if self._access.enabled:
+            call.identity = self._access.authorise(self._role, *credentials_of(metadata, context.auth_context()))
+        call.peer = context.peer()
+        for key, value in metadata:
+            if key == PRIORITY_KEY:
+                if value not in (INTERACTIVE, BACKGROUND):
+                    raise InvalidArgument(
+                        f"metadata {PRIORITY_KEY}", repr(value)[:64], f"{INTERACTIVE} or {BACKGROUND}"
+                    )
+                call.priority = str(value)
 
     async def _answer(
-        self, behaviour: Callable[[bytes, Any], Awaitable[Any]], rpc: str, data: bytes, context: Any
-    ) -> Any:
-        call = _Call(rpc, self._metrics)
-        _call.set(call)
-        self._metrics.grpc_started.labels("unary", SERVICE, rpc).inc()
+        self, behaviour: Callable[[bytes, Call, Any], Awaitable[bytes]], rpc: str, data: bytes, context: Any
+    ) -> bytes:
+        call = records.begin(rpc)
+        self._metrics.grpc_started.labels("unary", self._service, rpc).inc()
         started = time.perf_counter()
         code = grpc.StatusCode.OK
+        metadata: Metadata = context.invocation_metadata() or ()
+        call.request_id = _request_id(metadata)
         try:
             with self._gate.passing():
-                return await behaviour(data, context)
+                context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
+                return await behaviour(data, call, context)
         except ServiceError as error:
             code = error.code
-            await _abort(context, error)
+            if isinstance(error, QuotaExceeded):
+                self._metrics.quota_refusals.inc()
+            await _abort(context, error, call)
         except asyncio.CancelledError:  # by the caller, by its deadline, or by a server that stops at once
             left = context.time_remaining()
             late = left is not None and left <= _LATE_S
@@ -143,16 +135,32 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         except Exception:
             code = grpc.StatusCode.INTERNAL
             log.exception("%s failed", rpc)
-            await _abort(context, Internal())
+            await _abort(context, Internal(), call)
         finally:
-            self._record(call, code, time.perf_counter() - started)
+            self._record(call, code, time.perf_counter() - started, metadata)
 
-    def _record(self, call: _Call, code: grpc.StatusCode, seconds: float) -> None:
+    def _record(self, call: Call, code: grpc.StatusCode, seconds: float, metadata: Metadata) -> None:
         m = self._metrics
         m.requests.labels(call.rpc, call.model, call.version, code.name).inc()
         m.request_seconds.labels(call.rpc).observe(seconds)
-        m.grpc_handled.labels("unary", SERVICE, call.rpc, _camel_case(code)).inc()
-        m.grpc_seconds.labels("unary", SERVICE, call.rpc).observe(seconds)
+        m.grpc_handled.labels("unary", self._service, call.rpc, _camel_case(code)).inc()
+        m.grpc_seconds.labels("unary", self._service, call.rpc).observe(seconds)
+        for stage in call.stages:
+            if stage.name in ("codec_in", "codec_out"):
+                m.codec_seconds.labels(call.rpc, stage.name[len("codec_") :]).observe(stage.seconds)
+        for listener in self._listeners:
+            try:
+                listener.ended(call, code, seconds, metadata)
+            except Exception:
+                log.exception("a call was not logged or traced")
+
+
+def _request_id(metadata: Metadata) -> str:
+    """The caller's own, if it is one that can stand in a header and in a log, else a new one."""
+    for key, value in metadata:
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
+    return secrets.token_hex(8)
 
 
 def _parse(deserialise: Callable[[bytes], Any], data: bytes) -> Any:
@@ -164,8 +172,8 @@ def _parse(deserialise: Callable[[bytes], Any], data: bytes) -> Any:
         ) from error
 
 
-async def _abort(context: Any, error: ServiceError) -> NoReturn:
-    await context.abort(error.code, str(error), error.trailers())
+async def _abort(context: Any, error: ServiceError, call: Call) -> NoReturn:
+    await context.abort(error.code, str(error), (*error.trailers(), (REQUEST_ID_KEY, call.request_id)))
     raise AssertionError("abort raises")
 
 

@@ -6,7 +6,7 @@ are loaded, so that a caller cannot make series by inventing names. Counts are e
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from prometheus_client import (
@@ -18,11 +18,18 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from serving.batcher import Run
+from serving.drift import Figures
 
 # 0.25 ms to 16 s, each twice the last: a call with a warm CPU graph takes about 1 ms, a full queue seconds.
 _SECONDS = tuple(0.00025 * 2**i for i in range(17))
 # 1 to 4096 rows a batch.
 _ROWS = tuple(float(2**i) for i in range(13))
+# 50 dB to 0 dB of PSNR in steps of 2.5 dB, as squared error of pixels in [0, 1].
+_SQUARED_ERRORS = tuple(float(f"{10 ** (-k / 4):.3g}") for k in range(20, -1, -1))
 
 
 class Metrics:
@@ -74,6 +81,58 @@ class Metrics:
         self.warmup_seconds = Gauge(
             "latentry_model_warmup_seconds", "First runs of both graphs at each batch size.", model, registry=r
         )
+        self.reloads = Counter(
+            "latentry_reloads", "Versions loaded, refused or unloaded.", ["model", "outcome"], registry=r
+        )
+        self.refused_versions = Gauge(
+            "latentry_refused_versions", "Versions in the repository that cannot be served.", ["model"], registry=r
+        )
+        self.labels = Gauge(
+            "latentry_labels", "1 for each label of a version.", ["model", "label", "version"], registry=r
+        )
+        self.scan_failures = Counter(
+            "latentry_repository_scan_failures", "Scans that could not read the repository.", registry=r
+        )
+        self.device_up = Gauge(
+            "latentry_device_up", "1 for each device that runs batches.", ["device", "provider"], registry=r
+        )
+        self.engine_restarts = Counter(
+            "latentry_engine_restarts", "Engines restarted because a batch failed.", ["device"], registry=r
+        )
+        self.quota_refusals = Counter("latentry_quota_refusals", "Calls refused by a caller's quota.", registry=r)
+        self.trace_spans_lost = Counter(
+            "latentry_trace_spans_lost", "Spans of traces that the collector did not take.", registry=r
+        )
+        self.certificate_expiry = Gauge(
+            "latentry_certificate_expiry_timestamp_seconds",
+            "When the server's certificate expires, seconds since 1970; 0 without TLS.",
+            registry=r,
+        )
+        self.latent_drift_nats = Gauge(
+            "latentry_latent_drift_nats",
+            "KL divergence of the encoded means of live traffic from those of the training set, summed over latents.",
+            model,
+            registry=r,
+        )
+        self.latent_mean_shift = Gauge(
+            "latentry_latent_mean_shift",
+            "How far those means have moved, in training standard deviations, root mean square over latents.",
+            model,
+            registry=r,
+        )
+        self.latent_variance_ratio = Gauge(
+            "latentry_latent_variance_ratio",
+            "Their variance by that of the training set, geometric mean over latents.",
+            model,
+            registry=r,
+        )
+        self.reconstruction_error = Histogram(
+            "latentry_reconstruction_error",
+            "Mean squared error of pixels in [0, 1] of the encoded images that were decoded again.",
+            model,
+            buckets=_SQUARED_ERRORS,
+            registry=r,
+        )
         # The names that dashboards for gRPC already know (go-grpc-prometheus).
         call = ["grpc_type", "grpc_service", "grpc_method"]
         self.grpc_started = Counter("grpc_server_started", "Calls that came.", call, registry=r)
@@ -94,6 +153,34 @@ class Metrics:
             self.queue_items.labels(*labels),
         )
 
+    def count_lost_lines(self, lost: Callable[[], int]) -> None:
+        """Log lines are counted where they are lost, which knows nothing of metrics: ask there at each scrape."""
+        self.registry.register(_LostLines(lost))
+
+    def forget(self, model: str, version: int) -> None:
+        """A version is unloaded: what describes it as it is goes, what was counted stays."""
+        for gauge in (self.model_info, self.load_seconds, self.warmup_seconds, self.queue_items,
+                      self.latent_drift_nats, self.latent_mean_shift, self.latent_variance_ratio):  # fmt: skip
+            gauge.remove_by_labels({"model": model, "version": str(version)})
+
+    def drifted(self, model: str, version: int, figures: Figures) -> None:
+        """How far a model's live traffic is from its training set; before the first call there are no such series."""
+        self.latent_drift_nats.labels(model, str(version)).set(figures.nats)
+        self.latent_mean_shift.labels(model, str(version)).set(figures.mean_shift)
+        self.latent_variance_ratio.labels(model, str(version)).set(figures.variance_ratio)
+
+    def reconstructed(self, model: str, version: int, squared_error: float) -> None:
+        """One encoded image was decoded again, with this mean squared error."""
+        self.reconstruction_error.labels(model, str(version)).observe(squared_error)
+
+
+class _LostLines(Collector):
+    def __init__(self, lost: Callable[[], int]) -> None:
+        self._lost = lost
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        yield CounterMetricFamily("latentry_log_lines_lost", "Log lines that could not be written.", self._lost())
+
 
 @dataclass(frozen=True, slots=True)
 class GraphMetrics:
@@ -110,11 +197,11 @@ class GraphMetrics:
         """So many rows are in the queue now."""
         self.queue_items.set(rows)
 
-    def ran(self, rows: int, padding: int, queue_s: Iterable[float], run_s: float) -> None:
-        """A batch of `rows` and `padding` ran for `run_s` seconds; its calls had waited `queue_s` seconds each."""
+    def ran(self, run: Run, queue_s: Iterable[float]) -> None:
+        """A batch ran; its calls had waited `queue_s` seconds each."""
         for seconds in queue_s:
             self.queue_seconds.observe(seconds)
-        self.inference_seconds.observe(run_s)
-        self.batch_items.observe(rows)
-        self.items.inc(rows)
-        self.padding_items.inc(padding)
+        self.inference_seconds.observe(run.seconds)
+        self.batch_items.observe(run.rows)
+        self.items.inc(run.rows)
+        self.padding_items.inc(run.padding)

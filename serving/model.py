@@ -5,27 +5,29 @@ Composes what the calls are made of: encode, decode. Knows arrays, not messages.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+import asyncio
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from latentry.manifest import Manifest, ModelFolder
-from serving.batcher import Array, Batcher, Device
-from serving.engine import BadGraph, DeviceChoice, Graph, load_graphs
-from serving.metrics import GraphMetrics, Metrics
-from serving.settings import Settings
+from serving import call
+from serving.batcher import Array, Batcher
+from serving.drift import Drift, Reconstruction
+from serving.engine import Graph
 
 Float32s = npt.NDArray[np.float32]
 
 _MEBIBYTE = 1 << 20
-_MAX_MESSAGE = 64 * _MEBIBYTE
+MAX_MESSAGE = 64 * _MEBIBYTE
 _MIN_MESSAGE = 16 * _MEBIBYTE  # a photo that is to be resized fits, however small the model's images
 _MESSAGE_OVERHEAD = 64 << 10  # names, shapes, digests and field tags
 
-_GRAPHS = ("encoder", "decoder")
+ENCODER, DECODER = "encoder", "decoder"
 _POSTERIOR = frozenset({"mean", "logvar"})
 _PIXELS = frozenset({"images"})
 _MEANS = frozenset({"mean"})
@@ -42,81 +44,98 @@ class Limits:
 def limits_of(manifest: Manifest, max_request_items: int) -> Limits:
     """Limits that follow from a model's size: float32 images and latents of `max_items` items fit into a message."""
     item_bytes = 4 * (int(np.prod(manifest.image_shape)) + 2 * manifest.latent_dim)
-    max_items = max(1, min(max_request_items, (_MAX_MESSAGE - _MESSAGE_OVERHEAD) // item_bytes))
+    max_items = max(1, min(max_request_items, (MAX_MESSAGE - _MESSAGE_OVERHEAD) // item_bytes))
     return Limits(max_items, max(_MIN_MESSAGE, max_items * item_bytes + _MESSAGE_OVERHEAD))
 
 
 class Model:
-    """A model that is loaded and warm."""
+    """A version that is loaded and warm. `graphs` and `batchers` are by `ENCODER` and `DECODER`."""
 
-    def __init__(self, folder: ModelFolder, limits: Limits, choice: DeviceChoice, encode: Batcher, decode: Batcher):
+    def __init__(
+        self,
+        folder: ModelFolder,
+        limits: Limits,
+        provider: str,
+        graphs: Mapping[str, Sequence[Graph]],
+        batchers: Mapping[str, Batcher],
+        drift: Drift | None,
+        reconstruction: Reconstruction,
+    ) -> None:
         self.manifest = folder.manifest
         self.digest = folder.digest
         self.limits = limits
-        self.provider = choice.provider
-        self._encode = encode
-        self._decode = decode
+        self.provider = provider
+        self.batchers = batchers
+        self._graphs = graphs
+        self._drift = drift
+        self._reconstruction = reconstruction
+        self._checks: set[asyncio.Task[None]] = set()
+        self._users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    @property
+    def up(self) -> bool:
+        """Whether both graphs have an engine that works."""
+        return all(batcher.up for batcher in self.batchers.values())
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[Model]:
+        """One call's use of it: it is not freed before the last has ended."""
+        self._users += 1
+        self._unused.clear()
+        try:
+            yield self
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._unused.set()
 
     async def encode(self, images: Array, deadline: float | None) -> tuple[Float32s, Float32s]:
         """uint8 [N, H, W, C] to the mean and logvar of q(z|x), float32 [N, Z] each."""
-        posterior = await self._encode.submit(images, _POSTERIOR, deadline)
+        posterior = await self._submit(ENCODER, images, _POSTERIOR, deadline)
+        self._watch(images, posterior["mean"])
         return posterior["mean"], posterior["logvar"]
 
     async def decode(self, latents: Float32s, floats: bool, deadline: float | None) -> Array:
         """float32 [N, Z] to uint8 images [N, H, W, C], or with `floats` to float32 in [0, 1]."""
-        if floats:
-            return (await self._decode.submit(latents, _MEANS, deadline))["mean"]
-        return (await self._decode.submit(latents, _PIXELS, deadline))["images"]
+        outputs = _MEANS if floats else _PIXELS
+        (images,) = (await self._submit(DECODER, latents, outputs, deadline)).values()
+        return images
 
+    async def retire(self, timeout_s: float) -> bool:
+        """Wait for the calls that use it, then free its graphs. False if some still did after `timeout_s`."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._unused.wait(), timeout_s)
+        in_time = self._users == 0
+        for check in self._checks:
+            check.cancel()
+        for batcher in self.batchers.values():
+            batcher.close()
+        for graphs in self._graphs.values():
+            for graph in graphs:
+                graph.close()
+        return in_time
 
-def load(folder: ModelFolder, choice: DeviceChoice, device: Device, settings: Settings, metrics: Metrics) -> Model:
-    """Load and warm the graphs of a verified folder.
+    async def _submit(
+        self, graph: str, rows: Array, outputs: frozenset[str], deadline: float | None
+    ) -> Mapping[str, Array]:
+        record = call.current()
+        background = record.priority == call.BACKGROUND
+        tell = partial(record.ran, graph)
+        return await self.batchers[graph].submit(rows, outputs, deadline, background=background, tell=tell)
 
-    Raises `engine.BadGraph` if a graph cannot be loaded or is not what the manifest says.
-    """
-    name, version = folder.manifest.name, folder.manifest.version
-    buckets = _powers_of_two(settings.max_batch_size) if choice.is_cuda else ()
-    started = time.perf_counter()
-    graphs = load_graphs(folder, choice, buckets)
-    loaded = time.perf_counter()
-    for graph, kind in zip(graphs, _GRAPHS, strict=True):
-        _warm(graph, f"{folder.path / kind}.onnx", (1, settings.max_batch_size))
-    metrics.load_seconds.labels(name, str(version)).set(loaded - started)
-    metrics.warmup_seconds.labels(name, str(version)).set(time.perf_counter() - loaded)
-    metrics.model_info.labels(name, str(version), folder.digest, choice.provider, "fp32").set(1)
-    limits = limits_of(folder.manifest, settings.max_request_items)
-    encode, decode = (
-        Batcher(
-            graph.run,
-            device,
-            _Observer(graph, metrics.graph(name, version, kind)),
-            max_batch=settings.max_batch_size,
-            max_waiting=settings.max_queue_items,
-        )
-        for graph, kind in zip(graphs, _GRAPHS, strict=True)
-    )
-    return Model(folder, limits, choice, encode, decode)
+    def _watch(self, images: Array, mean: Float32s) -> None:
+        """Hold what was encoded against the training set, and decode a share of it again, beside the call."""
+        if self._drift is not None:
+            self._drift.observe(mean)
+        picked = self._reconstruction.pick(len(mean))
+        if picked and not self._checks:  # one at a time: it is a sample, and must not become the load
+            task = asyncio.ensure_future(self._reconstruct(images[picked], mean[picked]))
+            self._checks.add(task)
+            task.add_done_callback(self._checks.discard)
 
-
-def _warm(graph: Graph, name: str, sizes: Sequence[int]) -> None:
-    try:
-        graph.warm(sizes)
-    except BadGraph as error:
-        raise BadGraph(f"{name}: {error}") from error
-
-
-class _Observer:
-    """Adds to what the batcher tells what only the graph knows: the padding."""
-
-    def __init__(self, graph: Graph, metrics: GraphMetrics) -> None:
-        self._graph = graph
-        self._metrics = metrics
-        self.waiting = metrics.waiting
-
-    def ran(self, rows: int, queue_s: list[float], run_s: float) -> None:
-        self._metrics.ran(rows, self._graph.bucket(rows) - rows, queue_s, run_s)
-
-
-def _powers_of_two(top: int) -> list[int]:
-    """1, 2, 4, ... and `top`."""
-    return sorted({top, *(2**i for i in range(top.bit_length()) if 2**i < top)})
+    async def _reconstruct(self, images: Array, mean: Float32s) -> None:
+        with contextlib.suppress(Exception):  # a full queue or an engine's failure is told to calls, and counted there
+            results = await self.batchers[DECODER].submit(mean, _MEANS, background=True)
+            self._reconstruction.observe(images, results["mean"])

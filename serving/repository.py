@@ -1,67 +1,65 @@
-"""The model repository: finds `<root>/<name>/<version>/`, and knows which loaded model a request means."""
+"""The model repository on disk: finds `<root>/<name>/<version>/` and notices when a folder changes.
+
+Reads names and times only; what a folder holds is verified by `latentry.manifest.read`. Knows nothing of what is loaded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from latentry import manifest
-from latentry.manifest import ManifestError, ModelFolder
-from serving.errors import ModelNotFound, StartError
-from serving.model import Model
+from latentry.manifest import ManifestError
+from serving.errors import NoModel
+
+Fingerprint = tuple[tuple[str, int, int], ...]  # name, size and time of change of each file
 
 
-def find(root: Path) -> list[Path]:
-    """The version folders under `root`, by name and number; of each model the newest version.
-
-    Hidden entries and files are passed over. Raises `StartError` if there is no model, or a folder's name is none
-    that a model or a version can have.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a scan found: the version folders of each model, by name and number; and folders whose names no model or
+    version can have, each with the reason.
     """
-    newest = []
+
+    versions: Mapping[str, Mapping[int, Path]]
+    misnamed: Mapping[str, str] = field(default_factory=dict)
+
+
+def scan(root: Path) -> Found:
+    """The folders under `root`. Hidden entries and files are passed over; raises `NoModel` if it cannot be read."""
+    versions: dict[str, dict[int, Path]] = {}
+    misnamed: dict[str, str] = {}
     try:
-        for model in sorted(p for p in root.iterdir() if p.is_dir() and not _is_system(p)):
-            manifest.check_name(model.name)
-            versions = [p for p in model.iterdir() if p.is_dir() and not _is_system(p)]
-            if versions:
-                newest.append(max(versions, key=lambda p: manifest.parse_version(p.name)))
+        for model in _folders(root):
+            try:
+                manifest.check_name(model.name)
+            except ManifestError as error:
+                misnamed[model.name] = str(error)
+                continue
+            numbers = versions.setdefault(model.name, {})
+            for folder in _folders(model):
+                try:
+                    numbers[manifest.parse_version(folder.name)] = folder
+                except ManifestError as error:
+                    misnamed[f"{model.name}/{folder.name}"] = str(error)
     except OSError as error:
-        raise StartError(f"model repository {root}: {error.strerror}") from error
-    except ManifestError as error:
-        raise StartError(f"model repository {root}: {error}") from error
-    if not newest:
-        raise StartError(f"model repository {root}: no model, wanted <name>/<version>/manifest.json")
-    return newest
+        raise NoModel(f"model repository {root}: {error.strerror}") from error
+    return Found({name: numbers for name, numbers in versions.items() if numbers}, misnamed)
 
 
-def _is_system(path: Path) -> bool:
-    """Not a model: hidden (an export that is under way, or was cut off), or what the root of a disk has."""
-    return path.name.startswith(".") or path.name == "lost+found"
-
-
-def load_all(root: Path, load: Callable[[ModelFolder], Model]) -> Models:
-    """Read, verify and load every model under `root`; raises `StartError` with the first that is bad."""
+def fingerprint(folder: Path) -> Fingerprint:
+    """Changes when a file of the folder is added, removed or written; empty if the folder is not there."""
     try:
-        return Models(load(manifest.read(path)) for path in find(root))
-    except ValueError as error:  # ManifestError, BadGraph
-        raise StartError(f"bad model: {error}") from error
+        files = sorted(folder.iterdir())
+        stats = [(file.name, file.stat()) for file in files]
+    except OSError:
+        return ()
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
-class Models:
-    """The loaded models. The first by name is the default."""
-
-    def __init__(self, models: Iterable[Model]) -> None:
-        self._by_name = {model.manifest.name: model for model in models}
-        self.default = next(iter(self._by_name))
-
-    def all(self) -> list[Model]:
-        """Every loaded model, by name."""
-        return list(self._by_name.values())
-
-    def get(self, name: str = "", version: int | None = None, label: str | None = None) -> Model:
-        """The model that a request names; raises `ModelNotFound`."""
-        model = self._by_name.get(name or self.default)
-        revision = f"version {version}" if version is not None else f"label {label!r}" if label is not None else ""
-        if model is None or label is not None or version not in (None, model.manifest.version):
-            known = [f"{m.manifest.name} version {m.manifest.version}" for m in self.all()]
-            raise ModelNotFound(name or self.default, revision, known)
-        return model
+def _folders(parent: Path) -> list[Path]:
+    """The folders in it that may be meant: not hidden (an export that is under way, or was cut off), and not what the
+    root of a disk has.
+    """
+    return sorted(p for p in parent.iterdir() if not p.name.startswith(".") and p.name != "lost+found" and p.is_dir())

@@ -1,4 +1,4 @@
-"""Wires the parts: load, verify, warm, listen, drain, stop.
+"""Wires the parts: load, verify, warm, listen, follow the repository, drain, stop.
 
 Starts fully or not at all: health says SERVING once every model has answered a warm-up call, and whatever is wrong
 before that raises `StartError`.
@@ -7,139 +7,300 @@ before that raises `StartError`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable
-from functools import partial
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc
+from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
 
-from latentry.v1 import vae_pb2_grpc
-from serving import engine, model, processors, repository
-from serving.batcher import Device
+from latentry.v1 import admin_pb2_grpc, vae_pb2_grpc
+from serving import devices, engine, logs, processors
+from serving.access import Access, Role
+from serving.access_interceptor import AccessInterceptor
+from serving.admin import AdminServicer
+from serving.catalog import Catalog
 from serving.codec_threads import CodecThreads
-from serving.errors import StartError
-from serving.interceptor import SERVICE, CallInterceptor, Gate
+from serving.errors import PortTaken, StartError
+from serving.gate import Gate
+from serving.health import Health
+from serving.interceptor import ADMIN_SERVICE, SERVICE, CallInterceptor, Listener
+from serving.loading import Loader
+from serving.logs import RequestLog
 from serving.metrics import Metrics
-from serving.repository import Models
+from serving.model import MAX_MESSAGE
+from serving.pages import Pages
+from serving.pool import Pool
+from serving.quotas import Quotas
+from serving.reloader import Reloader
 from serving.servicer import VaeServicer
 from serving.settings import Settings
+from serving.tls import Certificates
 
 log = logging.getLogger(__name__)
 
 _LAST_REPLIES_S = 0.25  # for replies that are on their way out when every call has been answered
+_LAST_TRACES_S = 2.0
+
+_OPTIONS: Sequence[tuple[str, Any]] = [
+    ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a share
+    ("grpc.max_concurrent_streams", 1024),  # of one connection
+    ("grpc.server_handshake_timeout_ms", 10_000),  # who does not come to the point goes
+    ("grpc.max_metadata_size", 16 << 10),
+    # Connections whose other end has gone without a word are found out and closed; clients may ask as often.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+]
 
 
 class Service:
-    """A running service. `start` raises `StartError`; `models`, `port` and `metrics_port` are there then."""
+    """A running service. `start` raises `StartError`; `catalog` and the ports are there then. `stop` ends it, however
+    far it got.
+    """
 
-    models: Models
+    catalog: Catalog
+    reloader: Reloader
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.port = 0
-        self.metrics_port = 0
+        self.port = self.metrics_port = self.admin_port = 0
         self.metrics = Metrics()
-        self._gate = Gate(self.metrics)
-        self._device = Device()
-        self._health = HealthServicer()
-        self._codec_threads = CodecThreads(processors.available())
-        self._closers: list[Callable[[], object]] = [self._device.close, self._codec_threads.close]
+        self.metrics.count_lost_lines(lambda: logs.lost)
+        self._access = Access(settings.identities, settings.tls_client_ca is not None)
+        self._certificates = _certificates(settings)
+        self._listeners: list[Listener] = [RequestLog(settings.request_log_level)]
+        self._tracing = _tracing(settings)
+        if self._tracing is not None:
+            self._listeners.append(self._tracing)
+        self._gate = Gate(self.metrics.in_flight.set)
+        self._admin_gate = Gate()
+        self._servers: list[grpc.aio.Server] = []
+        self._following: asyncio.Task[None] | None = None
+        self._closers: list[Callable[[], object]] = []
 
     async def start(self) -> None:
-        """Load the models, listen, and say SERVING."""
+        """Load the models, listen, and say SERVING. /livez and /metrics answer meanwhile."""
         settings = self.settings
-        choice = engine.choose_device(settings.device, processors.available())
-        log.info("device %s (%s), %d threads", choice.provider, choice.reason, choice.threads)
-        load = partial(model.load, choice=choice, device=self._device, settings=settings, metrics=self.metrics)
-        # In a thread, so that a signal is heard meanwhile.
-        loop = asyncio.get_running_loop()
-        self.models = await loop.run_in_executor(None, repository.load_all, settings.models, load)
-        for each in self.models.all():
-            about = each.manifest
-            shape = "x".join(map(str, about.image_shape))
-            log.info("loaded %s version %d: %s, %d latents", about.name, about.version, shape, about.latent_dim)
-        log.info("the default model is %s", self.models.default)
-        self._server = self._make_server()
-        self.port = self._listen(self._server)
-        self.metrics_port = self._serve_metrics()
-        await self._server.start()
-        await self._say(health_pb2.HealthCheckResponse.SERVING)
-        self.metrics.ready.set(1)
-        log.info("gRPC on %s:%d, metrics on port %d", settings.host, self.port, self.metrics_port)
+        await self._open_pages()
+        for port in (settings.port, settings.admin_port):
+            if port:
+                _check_free(settings.host, port)
+        loader = self._make_loader()
+        self.catalog = Catalog(settings.default_model, lambda: self.health.look())
+        self.health = Health(self.catalog)
+        self.reloader = Reloader(settings, self.catalog, loader, self.metrics)
+        await self.reloader.start()
+        log.info("the default model is %s", self.catalog.default)
+        await self._open_calls()
+        await self._open_admin()
+        self.health.accepting = True
+        await self.health.tell()
+        self.metrics.ready.set_function(lambda: float(self.health.serving))
+        if settings.reload_s:
+            self._following = asyncio.ensure_future(self._follow(settings.reload_s))
+        where = f"gRPC on {settings.host}:{self.port}, metrics on port {self.metrics_port}"
+        log.info("%s%s", where, f", administration on port {self.admin_port}" if self.admin_port else "")
+
+    async def reconfigure(self, settings: Settings) -> None:
+        """Take over what may change while serving, the log level and the labels, and look at the repository."""
+        logs.set_level(settings.log_level)
+        self.reloader.relabel(settings.label_map)
+        await self._scan()
 
     async def drain(self) -> None:
-        """Say NOT_SERVING, refuse new calls, and let those that came finish within `drain_s`."""
+        """Say NOT_SERVING, wait for load balancers to notice, refuse new calls, and let those that came finish."""
         log.info("draining")
-        self.metrics.ready.set(0)
-        self._gate.shut = True
-        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.health.accepting = False
+        await self.health.tell()
+        await asyncio.sleep(self.settings.drain_grace_s)
+        self._gate.shut = self._admin_gate.shut = True
         if not await self._gate.wait_empty(self.settings.drain_s):
             log.warning("calls were still running after %g s", self.settings.drain_s)
         await asyncio.sleep(_LAST_REPLIES_S)
 
     async def stop(self) -> None:
-        """End the server; what still runs, or comes, is cancelled."""
-        await self._server.stop(None)
-        self.close()
-
-    def close(self) -> None:
-        """End the threads."""
+        """End everything; what still runs, or comes, is cancelled."""
+        if self._following is not None:
+            self._following.cancel()
+        for server in self._servers:
+            await server.stop(None)
+        if hasattr(self, "reloader"):
+            await self.reloader.close()
+        await self._pages.close()
         for close in self._closers:
             close()
+        self.end_traces()
 
-    def _make_server(self) -> grpc.aio.Server:
-        most = max(each.limits.max_message_bytes for each in self.models.all())
-        server = grpc.aio.server(
-            interceptors=[CallInterceptor(self.metrics, self._gate, most)],
-            options=[
-                # Twice the limit, so that the interceptor sees, counts and explains most of what is too large.
-                ("grpc.max_receive_message_length", 2 * most),
-                ("grpc.max_send_message_length", most),
-                ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a share
-            ],
+    def end_traces(self) -> None:
+        """Send what is left of the traces."""
+        if self._tracing is not None:
+            self._tracing.close(_LAST_TRACES_S)
+
+    # ---- the parts ----
+
+    async def _open_pages(self) -> None:
+        context = None if self._certificates is None else self._certificates.ssl_context()
+        self._pages = Pages(self.metrics.registry, self._access, self._is_ready, context)
+        if self._certificates is not None:
+            certificates = self._certificates
+            self.metrics.certificate_expiry.set_function(lambda: certificates.expires.timestamp())
+        self.metrics_port = await self._pages.start(self.settings.host, self.settings.metrics_port)
+
+    def _is_ready(self) -> bool:
+        return hasattr(self, "health") and self.health.serving
+
+    def _make_loader(self) -> Loader:
+        settings = self.settings
+        chosen = devices.choose(
+            settings.device,
+            engine.why_not,
+            threads=settings.threads or processors.available(),
+            memory_mib=settings.gpu_memory_mib,
+            cuda_graphs=settings.cuda_graphs,
+            tensorrt_cache=settings.tensorrt_cache,
         )
-        vae_pb2_grpc.add_VaeServiceServicer_to_server(VaeServicer(self.models, self._codec_threads), server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        for device in chosen:
+            log.info("device %s: %s (%s), %d threads", device.name, device.provider, device.reason, device.threads)
+            self.metrics.device_up.labels(device.name, device.provider).set(1)
+        pool = Pool(len(chosen))
+        loader = Loader(settings, chosen, pool, self.metrics, lambda: self.health.look())
+        self._closers += [loader.close, pool.close]
+        return loader
+
+    async def _open_calls(self) -> None:
+        settings = self.settings
+        codec_threads = CodecThreads(processors.available())
+        self._closers.append(codec_threads.close)
+        # What gRPC itself lets in: models that come later may need more than those that are here.
+        most = max(2 * self._most_bytes(), MAX_MESSAGE)
+        self.reloader.max_message_bytes = most
+        interceptors = [
+            CallInterceptor(
+                SERVICE, Role.INFER, self._access, self._gate, self.metrics, self._most_bytes, self._listeners
+            ),
+            AccessInterceptor(self._access),
+        ]
+        server = self._make_server(interceptors, most)
+        quotas = Quotas(settings.quota_items_per_s, settings.quota_burst_items or settings.max_request_items)
+        vae_pb2_grpc.add_VaeServiceServicer_to_server(VaeServicer(self.catalog, codec_threads, quotas), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
+        self._add_reflection(server, SERVICE)
+        if settings.channelz:
+            channelz.add_channelz_servicer(server)  # type: ignore[arg-type] # it takes both kinds
+        self.port = self._listen(server, settings.port)
+        await server.start()
+
+    async def _open_admin(self) -> None:
+        if self.settings.admin_port is None:
+            return
+        interceptors = [
+            CallInterceptor(
+                ADMIN_SERVICE,
+                Role.ADMIN,
+                self._access,
+                self._admin_gate,
+                self.metrics,
+                lambda: 1 << 20,
+                self._listeners,
+            ),
+            AccessInterceptor(self._access),
+        ]
+        server = self._make_server(interceptors, 1 << 22)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(self.catalog, self.reloader), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
+        self._add_reflection(server, ADMIN_SERVICE)
+        self.admin_port = self._listen(server, self.settings.admin_port)
+        await server.start()
+
+    def _make_server(self, interceptors: Sequence[Any], max_message_bytes: int) -> grpc.aio.Server:
+        limits = [
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", max_message_bytes),
+        ]
+        server = grpc.aio.server(interceptors=interceptors, options=[*_OPTIONS, *limits])
+        self._servers.append(server)
         return server
 
-    def _listen(self, server: grpc.aio.Server) -> int:
-        address = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
+    def _add_reflection(self, server: grpc.aio.Server, service: str) -> None:
+        if self.settings.reflection:
+            health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+            reflection.enable_server_reflection((service, health, reflection.SERVICE_NAME), server)
+
+    def _listen(self, server: grpc.aio.Server, wanted: int) -> int:
+        address = f"{_bracketed(self.settings.host)}:{wanted}"
         try:
-            port = server.add_insecure_port(f"{address}:{self.settings.port}")
+            if self._certificates is None:
+                port = server.add_insecure_port(address)
+            else:
+                port = server.add_secure_port(address, self._certificates.server_credentials())
         except RuntimeError as error:
-            raise StartError(f"cannot listen on {address}:{self.settings.port}: {error}") from error
+            raise PortTaken(f"cannot listen on {address}: {error}") from error
         if port == 0:
-            raise StartError(f"cannot listen on {address}:{self.settings.port}")
+            raise PortTaken(f"cannot listen on {address}")
         return port
 
-    def _serve_metrics(self) -> int:
+    def _most_bytes(self) -> int:
+        return max(each.limits.max_message_bytes for each in self.catalog.all())
+
+    async def _follow(self, pause_s: float) -> None:
+        while True:
+            await asyncio.sleep(pause_s)
+            await self._scan()
+
+    async def _scan(self) -> None:
         try:
-            server, thread = start_http_server(self.settings.metrics_port, self.settings.host, self.metrics.registry)
-        except OSError as error:
-            where = f"{self.settings.host}:{self.settings.metrics_port}"
-            raise StartError(f"cannot serve metrics on {where}: {error.strerror}") from error
-        self._closers += [server.shutdown, server.server_close, thread.join]
-        return server.server_port
-
-    async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for service in ("", SERVICE):
-            await self._health.set(service, status)
+            await self.reloader.scan()
+        except Exception:
+            log.exception("looking at the model repository failed; what is loaded goes on serving")
 
 
-async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, drain, exit with status 0; a second signal exits at once."""
-    asked, at_once = asyncio.Event(), asyncio.Event()
+def _certificates(settings: Settings) -> Certificates | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+
+
+def _tracing(settings: Settings) -> Any:
+    if not settings.trace_endpoint:
+        return None
+    from serving.tracing import Tracing  # here, because it needs an extra that others do without
+
+    return Tracing(settings.trace_endpoint, settings.trace_share)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises `PortTaken` before anything is loaded, and with a better reason than gRPC gives."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+    except OSError as error:
+        raise PortTaken(f"cannot listen on {_bracketed(host)}:{port}: {error.strerror or error}") from error
+
+
+async def serve(settings: Settings, again: Callable[[], Settings] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, drain, exit with status 0; a second signal exits at once.
+
+    SIGHUP looks at the repository, and takes over log level and labels of `again()`, the settings read anew.
+    """
+    asked, at_once, reread = asyncio.Event(), asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: (at_once if asked.is_set() else asked).set())
+    loop.add_signal_handler(signal.SIGHUP, reread.set)
     service = Service(settings)
     starting = asyncio.ensure_future(service.start())
     told = asyncio.ensure_future(asked.wait())
@@ -148,13 +309,30 @@ async def serve(settings: Settings) -> None:
         try:
             starting.result()
         except BaseException:
-            service.close()
+            await service.stop()
             raise
+        rereading = asyncio.ensure_future(_reread(service, reread, again or (lambda: settings)))
         await told
+        rereading.cancel()
         steps = [asyncio.ensure_future(step) for step in (service.drain(), at_once.wait())]
         await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
+        service.end_traces()
     log.info("stopped")
     # Not `Service.stop`: grpc's own end answers calls that are arriving with CANCELLED, which no client tries again.
     # When the sockets close, they fail with UNAVAILABLE.
-    logging.shutdown()
+    with contextlib.suppress(OSError):
+        logging.shutdown()
     os._exit(0)
+
+
+async def _reread(service: Service, asked: asyncio.Event, again: Callable[[], Settings]) -> None:
+    while True:
+        await asked.wait()
+        asked.clear()
+        try:
+            settings = again()
+        except StartError as error:
+            log.error("SIGHUP: %s; what was configured before stays", error)  # noqa: TRY400 # one line is enough
+            continue
+        await service.reconfigure(settings)
+        log.info("SIGHUP: the repository was looked at, log level %s", logs.level())

@@ -47,9 +47,8 @@ def running_service(settings: Settings) -> Iterator[Service]:
         try:
             wait(service.start())
             yield service
-            wait(service.stop())
         finally:
-            service.close()
+            wait(service.stop())
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
@@ -58,7 +57,18 @@ def running_service(settings: Settings) -> Iterator[Service]:
 
 def settings_for(repository: Path, **changes: Any) -> Settings:
     """Settings on free ports."""
-    return Settings(**{"models": repository, "port": 0, "metrics_port": 0, "device": "cpu", "drain_s": 5.0, **changes})
+    return Settings(
+        **{
+            "models": repository,
+            "port": 0,
+            "metrics_port": 0,
+            "device": "cpu",
+            "drain_s": 5.0,
+            "reload_s": 0,
+            "reconstruct_share": 0,
+            **changes,
+        }
+    )
 
 
 @pytest.fixture(scope="session")

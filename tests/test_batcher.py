@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from serving.batcher import Batcher, Device
-from serving.errors import DeadlinePassed, QueueFull
+from serving.batcher import Batcher, Room, Run
+from serving.errors import DeadlinePassed, EngineFailed, QueueFull
+from serving.pool import Pool
 
 OUT = frozenset({"double"})
 
 
 class Puppet:
-    """A runner that blocks until the test lets it go, and an observer that remembers."""
+    """An engine that blocks until the test lets it go, and an observer that remembers."""
 
     def __init__(self) -> None:
         self.batches: list[list[float]] = []
         self.error: Exception | None = None
+        self.restart_errors: list[Exception] = []
+        self.restarts = 0
         self.asked: list[frozenset[str]] = []
         self.seen: list[tuple[int, int]] = []
+        self.ups: list[tuple[int, bool]] = []
+        self.failures: list[int] = []
         self.waiting_now = 0
         self._permits = threading.Semaphore(0)
         self._began = threading.Semaphore(0)
 
-    def __call__(self, rows: np.ndarray[Any, Any], outputs: frozenset[str]) -> dict[str, Any]:
+    # ---- the engine ----
+
+    def run(self, rows: np.ndarray[Any, Any], outputs: frozenset[str]) -> dict[str, Any]:
         self.batches.append([float(v) for v in rows[:, 0]])
         self.asked.append(outputs)
         self._began.release()
@@ -37,6 +45,16 @@ class Puppet:
             raise self.error
         return {"double": rows * 2, "triple": rows * 3}
 
+    def bucket(self, rows: int) -> int:
+        return rows
+
+    def restart(self) -> None:
+        self.restarts += 1
+        if self.restart_errors:
+            raise self.restart_errors.pop()
+
+    # ---- the test ----
+
     def let(self, batches: int = 1) -> None:
         for _ in range(batches):
             self._permits.release()
@@ -44,12 +62,31 @@ class Puppet:
     async def began(self) -> None:
         assert await asyncio.to_thread(self._began.acquire, timeout=10)
 
+    # ---- the observer ----
+
     def waiting(self, rows: int) -> None:
         self.waiting_now = rows
 
-    def ran(self, rows: int, queue_s: list[float], run_s: float) -> None:
-        assert run_s >= 0
-        self.seen.append((rows, len(queue_s)))
+    def ran(self, run: Run, queue_s: Sequence[float]) -> None:
+        assert run.seconds >= 0
+        self.seen.append((run.rows, len(queue_s)))
+
+    def failed(self, device: int) -> None:
+        self.failures.append(device)
+
+    def up(self, device: int, up: bool) -> None:
+        self.ups.append((device, up))
+
+
+class Nonsense(Puppet):
+    """An engine that returns something else."""
+
+    def __init__(self, results: Any) -> None:
+        super().__init__()
+        self._results = results
+
+    def run(self, rows: np.ndarray[Any, Any], outputs: frozenset[str]) -> Any:
+        return self._results
 
 
 @pytest.fixture
@@ -58,16 +95,23 @@ def puppet() -> Puppet:
 
 
 @pytest.fixture
-async def device(puppet: Puppet) -> AsyncIterator[Device]:
-    made = Device()
+async def pool(puppet: Puppet) -> AsyncIterator[Pool]:
+    made = Pool(1)
     yield made
     puppet.let(100)
     await asyncio.to_thread(made.close)
 
 
 @pytest.fixture
-def batcher(puppet: Puppet, device: Device) -> Batcher:
-    return Batcher(puppet, device, puppet, max_batch=4, max_waiting=20)
+def batcher(puppet: Puppet, pool: Pool) -> Batcher:
+    return make(puppet, pool)
+
+
+def make(
+    puppet: Puppet, pool: Pool, *others: Puppet, max_batch: int = 4, max_waiting: int = 20, **more: Any
+) -> Batcher:
+    rooms = more.pop("rooms", [Room(max_waiting)])
+    return Batcher([puppet, *others], pool, puppet, rooms=rooms, max_batch=max_batch, **more)
 
 
 def rows(*values: float) -> np.ndarray[Any, Any]:
@@ -158,7 +202,7 @@ async def test_a_failed_batch_fails_its_own_calls_only(batcher: Batcher, puppet:
     doomed = [submit(batcher, 1), submit(batcher, *range(5))]
     puppet.let()
     for task in doomed:
-        with pytest.raises(RuntimeError, match="device lost"):
+        with pytest.raises(EngineFailed):
             await task
     puppet.error = None
     puppet.let()
@@ -167,15 +211,15 @@ async def test_a_failed_batch_fails_its_own_calls_only(batcher: Batcher, puppet:
 
 
 @pytest.mark.parametrize("results", [None, {}, {"double": np.float32(1)}, {"double": np.zeros((7, 1))}])
-async def test_a_runner_that_returns_nonsense_fails_its_calls_and_loses_none(
-    device: Device, puppet: Puppet, results: Any
+async def test_an_engine_that_returns_nonsense_fails_its_calls_and_loses_none(
+    pool: Pool, puppet: Puppet, results: Any
 ) -> None:
-    broken = Batcher(lambda rows, outputs: results, device, puppet, max_batch=4, max_waiting=20)
+    broken = make(Nonsense(results), pool)
     tasks = [submit(broken, 1), submit(broken, 2, 3)]
     for task in tasks:
-        with pytest.raises((RuntimeError, TypeError, KeyError)):
+        with pytest.raises(EngineFailed):
             await asyncio.wait_for(task, 10)
-    whole = Batcher(puppet, device, puppet, max_batch=4, max_waiting=20)
+    whole = make(puppet, pool)
     puppet.let()
     assert await values(submit(whole, 7)) == [14], "the device goes on"
 
@@ -214,8 +258,8 @@ async def test_each_call_gets_the_outputs_it_asked_for(batcher: Batcher, puppet:
     assert puppet.asked == [frozenset({"double", "triple"})]
 
 
-async def test_two_queues_take_turns_on_one_device(puppet: Puppet, device: Device) -> None:
-    a, b = (Batcher(puppet, device, puppet, max_batch=2, max_waiting=20) for _ in range(2))
+async def test_two_queues_take_turns_on_one_device(puppet: Puppet, pool: Pool) -> None:
+    a, b = (make(puppet, pool, max_batch=2) for _ in range(2))
     tasks = [submit(a, 1, 2, 3, 4, 5), submit(b, 10, 20, 30)]
     puppet.let(5)
     for task in tasks:
@@ -223,9 +267,9 @@ async def test_two_queues_take_turns_on_one_device(puppet: Puppet, device: Devic
     assert puppet.batches == [[1, 2], [10, 20], [3, 4], [30], [5]]
 
 
-async def test_any_mix_of_sizes_gives_each_call_its_own_rows(device: Device, puppet: Puppet) -> None:
+async def test_any_mix_of_sizes_gives_each_call_its_own_rows(pool: Pool, puppet: Puppet) -> None:
     puppet.let(10_000)
-    batcher = Batcher(puppet, device, puppet, max_batch=7, max_waiting=10_000)
+    batcher = make(puppet, pool, max_batch=7, max_waiting=10_000)
     rng = np.random.default_rng(0)
     calls = [rng.normal(size=int(n)).astype(np.float32) for n in rng.integers(1, 40, 200)]
     replies = await asyncio.gather(*(batcher.submit(c[:, None], OUT) for c in calls))
@@ -233,3 +277,182 @@ async def test_any_mix_of_sizes_gives_each_call_its_own_rows(device: Device, pup
         assert reply["double"][:, 0].tolist() == (call * 2).tolist()
     assert max(len(batch) for batch in puppet.batches) == 7
     assert sum(len(batch) for batch in puppet.batches) == sum(len(c) for c in calls)
+
+
+async def test_interactive_calls_go_before_background_ones(batcher: Batcher, puppet: Puppet) -> None:
+    first = submit(batcher, 1)
+    await puppet.began()
+    background = submit(batcher, 10, 11, 12, 13, background=True)
+    interactive = submit(batcher, 2, 3)
+    await asyncio.sleep(0)
+    puppet.let(3)
+    for task in (first, background, interactive):
+        await task
+    assert puppet.batches == [[1], [2, 3, 10, 11], [12, 13]], "background calls fill what room is left"
+
+
+async def test_background_calls_of_another_queue_wait_too(puppet: Puppet, pool: Pool) -> None:
+    a, b = make(puppet, pool), make(puppet, pool)
+    first = submit(a, 1)
+    await puppet.began()
+    background, interactive = submit(a, 10, background=True), submit(b, 2)
+    await asyncio.sleep(0)
+    puppet.let(3)
+    for task in (first, background, interactive):
+        await task
+    assert puppet.batches == [[1], [2], [10]]
+
+
+async def test_background_calls_are_not_starved(puppet: Puppet, pool: Pool) -> None:
+    batcher = make(puppet, pool, max_batch=1, max_waiting=100)
+    puppet.let(100)
+    background = submit(batcher, 99, background=True)
+    interactive = [submit(batcher, v) for v in range(30)]
+    await asyncio.gather(background, *interactive)
+    assert puppet.batches.index([99]) < 9
+
+
+async def test_a_queue_may_wait_a_little_for_more(puppet: Puppet, pool: Pool) -> None:
+    batcher = make(puppet, pool, max_delay_s=0.2)
+    puppet.let(10)
+    first = submit(batcher, 1)
+    await asyncio.sleep(0.01)
+    second = submit(batcher, 2)
+    assert [await values(first), await values(second)] == [[2], [4]]
+    assert puppet.batches == [[1, 2]]
+
+
+async def test_a_full_batch_does_not_wait_for_more(puppet: Puppet, pool: Pool) -> None:
+    batcher = make(puppet, pool, max_delay_s=1000)
+    puppet.let(10)
+    assert await values(submit(batcher, 1, 2, 3, 4)) == [2, 4, 6, 8]
+
+
+async def test_a_model_has_its_share_of_the_queue_only(puppet: Puppet, pool: Pool) -> None:
+    all_models = Room(10)
+    a, b = (make(puppet, pool, rooms=[all_models, Room(6)]) for _ in range(2))
+    first = submit(a, 1)
+    await puppet.began()
+    waiting = [submit(a, *range(6))]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull, match="6 items are waiting of at most 6"):
+        await a.submit(rows(1), OUT)
+    waiting.append(submit(b, *range(4)))
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull, match="10 items are waiting of at most 10"):
+        await b.submit(rows(1), OUT)
+    puppet.let(10)
+    await asyncio.gather(first, *waiting)
+    assert (all_models.rows, puppet.waiting_now) == (0, 0)
+
+
+async def test_a_call_that_cannot_be_ready_in_time_does_not_run(batcher: Batcher, puppet: Puppet) -> None:
+    """A run has never taken less than 0.05 s, so two more batches cannot be done in 0.08 s."""
+    slow = submit(batcher, 1)
+    await puppet.began()
+    await asyncio.sleep(0.05)
+    now = asyncio.get_running_loop().time()
+    hopeless, hopeful = submit(batcher, *range(8), deadline=now + 0.08), submit(batcher, 7, deadline=now + 100)
+    await asyncio.sleep(0)
+    puppet.let(10)
+    assert await values(slow) == [2]
+    with pytest.raises(DeadlinePassed):
+        await hopeless
+    assert await values(hopeful) == [14]
+    assert puppet.batches == [[1], [7]]
+
+
+async def test_two_devices_share_the_work(puppet: Puppet) -> None:
+    pool, other = Pool(2), Puppet()
+    batcher = make(puppet, pool, other)
+    tasks = [submit(batcher, *range(4)), submit(batcher, *range(4, 8))]
+    await puppet.began()
+    await other.began()
+    puppet.let()
+    other.let()
+    assert [await values(task) for task in tasks] == [[0, 2, 4, 6], [8, 10, 12, 14]]
+    assert (puppet.batches, other.batches) == ([[0, 1, 2, 3]], [[4, 5, 6, 7]])
+    pool.close()
+
+
+async def test_an_engine_that_failed_is_restarted_at_once(batcher: Batcher, puppet: Puppet) -> None:
+    puppet.error = RuntimeError("out of memory")
+    puppet.let(2)
+    with pytest.raises(EngineFailed):
+        await submit(batcher, 1)
+    puppet.error = None
+    assert await values(submit(batcher, 2)) == [4]
+    assert (puppet.restarts, puppet.failures, puppet.ups) == (1, [0], [])
+
+
+async def test_an_engine_that_cannot_be_restarted_is_tried_again_and_its_calls_are_told(
+    batcher: Batcher, puppet: Puppet
+) -> None:
+    puppet.error, puppet.restart_errors = RuntimeError("device lost"), [RuntimeError("still lost")]
+    running = submit(batcher, 1)
+    await puppet.began()
+    waiting = submit(batcher, 2)
+    await asyncio.sleep(0)
+    puppet.let(10)
+    for task in (running, waiting):
+        with pytest.raises(EngineFailed):
+            await task
+    with pytest.raises(EngineFailed):
+        await batcher.submit(rows(3), OUT)
+    assert (puppet.waiting_now, batcher.up) == (0, False)
+    puppet.error = None
+    while not batcher.up:
+        await asyncio.sleep(0.05)
+    assert puppet.ups == [(0, False), (0, True)]
+    assert await values(submit(batcher, 7)) == [14]
+
+
+async def test_a_device_whose_engine_is_lost_leaves_the_work_to_the_others(puppet: Puppet) -> None:
+    pool, lost = Pool(2), Puppet()
+    lost.error, lost.restart_errors = RuntimeError("lost"), [RuntimeError("lost")] * 100
+    lost.let(100)
+    puppet.let(100)
+    batcher = make(puppet, pool, lost)
+    while (1, False) not in puppet.ups:
+        await asyncio.gather(*(submit(batcher, v, v, v, v) for v in range(2)), return_exceptions=True)
+    replies = [await values(submit(batcher, v)) for v in range(20)]
+    assert replies == [[2.0 * v] for v in range(20)]
+    assert batcher.up
+    pool.close()
+
+
+async def test_calls_are_told_of_each_of_their_batches(batcher: Batcher, puppet: Puppet) -> None:
+    told: list[tuple[float, Run]] = []
+    puppet.let(10)
+    await batcher.submit(rows(*range(6)), OUT, tell=lambda queue_s, run: told.append((queue_s, run)))
+    assert [run.rows for _, run in told] == [4, 2]
+    assert all(queue_s >= 0 and run.seconds >= 0 for queue_s, run in told)
+
+
+async def test_closing_fails_what_waits_and_refuses_what_comes(batcher: Batcher, puppet: Puppet) -> None:
+    running = submit(batcher, 1)
+    await puppet.began()
+    waiting = submit(batcher, 2)
+    await asyncio.sleep(0)
+    batcher.close()
+    puppet.let()
+    with pytest.raises(EngineFailed):
+        await waiting
+    with pytest.raises(EngineFailed):
+        await batcher.submit(rows(3), OUT)
+    assert await values(running) == [2]
+    assert puppet.waiting_now == 0
+
+
+async def test_refusing_when_full_takes_microseconds(puppet: Puppet, pool: Pool) -> None:
+    """However long the queue is; the bound here is generous, for slow machines."""
+    many = make(puppet, pool, max_batch=1000, max_waiting=20_000)
+    waiting = [submit(many, 1) for _ in range(21_000)]
+    await puppet.began()
+    started = time.perf_counter()
+    for _ in range(1000):
+        with pytest.raises(QueueFull):
+            await many.submit(rows(1), OUT)
+    assert (time.perf_counter() - started) / 1000 < 0.001
+    puppet.let(100)
+    await asyncio.gather(*waiting, return_exceptions=True)

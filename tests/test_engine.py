@@ -12,11 +12,12 @@ from linear_model import LinearModel
 
 from latentry import manifest
 from latentry.manifest import Manifest
-from serving import engine
-from serving.engine import BadGraph, DeviceChoice, Graph
-from serving.errors import StartError
+from serving import devices, engine
+from serving.devices import Device
+from serving.engine import BadGraph, Graph
+from serving.errors import NoDevice
 
-CPU = DeviceChoice("CPUExecutionProvider", 0, 1, "as asked")
+CPU = Device(devices.CPU)
 HAS_GPU = Path("/dev/nvidiactl").exists()
 
 
@@ -132,31 +133,43 @@ def test_a_graph_that_is_not_what_it_declares_does_not_pass_the_warm_up(model: L
     for output in doubled.graph.output:
         output.type.tensor_type.shape.dim[0].dim_param = "M"
     with pytest.raises(BadGraph, match=r"output images: got shape \[2, 12, 10, 1\], wanted \[1, 12, 10, 1\]"):
-        Graph(doubled.SerializeToString(), CPU).warm((1,))
+        Graph(doubled.SerializeToString(), CPU, {}).warm(1)
 
 
 def test_weights_that_are_not_finite_do_not_pass_the_warm_up(model: LinearModel) -> None:
     sick = linear_model.decoder(model.shape, model.u * np.nan)
     with pytest.raises(BadGraph, match="output mean: not finite"):
-        Graph(sick.SerializeToString(), CPU).warm((1,))
+        Graph(sick.SerializeToString(), CPU, {}).warm(1)
 
 
 @pytest.mark.parametrize("data", [b"", b"not a graph", b"\x08\x08" * 50])
 def test_bytes_that_are_no_graph_are_refused(data: bytes) -> None:
     with pytest.raises(BadGraph, match="cannot load"):
-        Graph(data, CPU)
-
-
-@pytest.mark.parametrize("wanted", ["tpu", "cuda:", "cuda:x", "auto:1", "", "cpu:0"])
-def test_a_device_that_does_not_exist_is_refused(wanted: str) -> None:
-    with pytest.raises(StartError, match="wanted auto, cpu, cuda or cuda:N"):
-        engine.choose_device(wanted, 1)
+        Graph(data, CPU, {})
 
 
 @pytest.mark.skipif(HAS_GPU, reason="this machine has an NVIDIA driver")
 def test_without_a_gpu_cuda_is_refused_and_auto_says_why_it_took_the_cpu() -> None:
-    with pytest.raises(StartError, match="--device cuda: "):
-        engine.choose_device("cuda", 2)
-    choice = engine.choose_device("auto", 2)
-    assert (choice.provider, choice.threads) == ("CPUExecutionProvider", 2)
-    assert choice.reason.startswith("auto: ")
+    with pytest.raises(NoDevice, match="--device cuda: cuda:0: "):
+        devices.choose("cuda", engine.why_not, threads=2)
+    (device,) = devices.choose("auto", engine.why_not, threads=2)
+    assert (device.provider, device.threads) == ("CPUExecutionProvider", 2)
+    assert device.reason.startswith("auto: ")
+
+
+def test_a_graph_that_failed_is_loaded_again_and_computes_the_same(linear: LinearModel) -> None:
+    _, decoder = graphs(linear, (1, 4))
+    z = np.random.default_rng(2).normal(size=(3, 5)).astype(np.float32)
+    before = decoder.run(z, frozenset({"images", "mean"}))
+    decoder.restart()
+    after = decoder.run(z, frozenset({"images", "mean"}))
+    assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_a_closed_graph_neither_runs_nor_comes_back(linear: LinearModel) -> None:
+    _, decoder = graphs(linear)
+    decoder.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        decoder.run(np.zeros((1, 5), np.float32), frozenset({"images"}))
+    with pytest.raises(BadGraph, match="closed"):
+        decoder.restart()

@@ -68,7 +68,7 @@ def test_only_the_engine_imports_onnxruntime() -> None:
 
 def test_only_the_edge_sees_messages() -> None:
     users = {file.name for file in (ROOT / "serving").glob("*.py") if "latentry.v1" in imports_of(file)}
-    assert users == {"codec.py", "interceptor.py", "server.py", "servicer.py"}
+    assert users == {"admin.py", "codec.py", "interceptor.py", "server.py", "servicer.py"}
 
 
 @pytest.mark.parametrize("package", ["latentry", "training", "serving"])

@@ -200,7 +200,7 @@ def test_a_port_that_is_taken_is_one_clear_line(start: Callable[..., Server]) ->
         port = taken.getsockname()[1]
         for flag in ("--port", "--metrics-port"):
             server = start(flag, str(port))
-            assert server.wait() == 1
+            assert server.wait() == 3
             assert str(port) in server.lines[-1]
             assert server.lines[-1].startswith("latentry serve: cannot ")
             assert not any("Traceback" in line for line in server.lines)
@@ -225,28 +225,30 @@ def spoil(copy: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("how", "status", "message"),
     [
-        ("missing file", "encoder.onnx: No such file or directory"),
-        ("changed byte", "encoder.onnx: SHA-256: got"),
-        ("link out", "wanted a file inside the model folder"),
-        ("version", "version: got latest, wanted a folder named with a positive integer"),
-        ("shape", "encoder.onnx: output mean: got items of [5], the manifest says [6]"),
-        ("empty", "no model, wanted <name>/<version>/manifest.json"),
+        ("missing file", 5, "encoder.onnx: No such file or directory"),
+        ("changed byte", 5, "encoder.onnx: SHA-256: got"),
+        ("link out", 5, "wanted a file inside the model folder"),
+        ("version", 5, "version: got latest, wanted a folder named with a positive integer"),
+        ("shape", 5, "encoder.onnx: output mean: got items of [5], the manifest says [6]"),
+        ("empty", 4, "no model, wanted <name>/<version>/manifest.json"),
     ],
 )
-def test_a_bad_model_stops_the_start_with_one_line(linear: LinearModel, tmp_path: Path, how: str, message: str) -> None:
+def test_a_bad_model_stops_the_start_with_one_line(
+    linear: LinearModel, tmp_path: Path, how: str, status: int, message: str
+) -> None:
     copy = Path(shutil.copytree(linear.folder, tmp_path / "models" / "linear" / "1"))
     spoil(copy, how)
     with _server("--models", str(tmp_path / "models")) as server:
-        assert server.wait() == 1
+        assert server.wait() == status
         assert message in server.lines[-1]
         assert not any("Traceback" in line for line in server.lines)
 
 
 def test_a_repository_that_is_not_there_is_named(tmp_path: Path) -> None:
     with _server("--models", str(tmp_path / "nowhere")) as server:
-        assert server.wait() == 1
+        assert server.wait() == 4
         assert server.lines[-1].endswith("nowhere: No such file or directory\n")
 
 

@@ -78,7 +78,7 @@ def test_after_n_calls_the_metrics_say_n_by_code(serve: Any, linear_repository: 
 
 def test_the_model_is_described(linear_service: Service) -> None:
     value = scrape(linear_service)
-    (model,) = linear_service.models.all()
+    (model,) = linear_service.catalog.all()
     labels = {"digest": model.digest, "provider": "CPUExecutionProvider", "precision": "fp32"}
     assert value("latentry_model_info", model="linear", version="1", **labels) == 1
     assert value("latentry_model_load_seconds", model="linear", version="1") > 0
@@ -87,15 +87,14 @@ def test_the_model_is_described(linear_service: Service) -> None:
 
 
 def test_a_fault_of_ours_is_internal_and_tells_nothing(
-    serve: Any, linear_repository: Path, caplog: pytest.LogCaptureFixture
+    serve: Any, linear_repository: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = serve(linear_repository)
-    (model,) = service.models.all()
 
-    def fail(rows: Any, outputs: Any) -> Any:
+    def fail(*args: Any) -> Any:
         raise RuntimeError("the secret of /root")
 
-    model._decode.runner = fail
+    monkeypatch.setattr("serving.latents.standard_normals", fail)
     with grpc.insecure_channel(f"localhost:{service.port}") as channel:
         stub = vae_pb2_grpc.VaeServiceStub(channel)
         with pytest.raises(grpc.RpcError) as caught:

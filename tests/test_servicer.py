@@ -379,7 +379,7 @@ def test_an_unknown_model_is_not_found(stub: Any, rpc: str, selector: pb.ModelSe
 
 
 @pytest.mark.parametrize(
-    ("mebibytes", "message"), [(17, "request: got 17825"), (40, "larger than max")], ids=["by us", "by gRPC itself"]
+    ("mebibytes", "message"), [(17, "request: got 17825"), (80, "larger than max")], ids=["by us", "by gRPC itself"]
 )
 def test_an_oversized_message_is_refused_and_the_server_lives_on(
     stub: Any, linear_service: Service, mebibytes: int, message: str

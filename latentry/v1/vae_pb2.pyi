@@ -32,6 +32,7 @@ class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     MODEL_STATE_UNSPECIFIED: _ClassVar[ModelState]
     MODEL_STATE_READY: _ClassVar[ModelState]
+    MODEL_STATE_FAILED: _ClassVar[ModelState]
 
 class InterpolationPath(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -52,6 +53,7 @@ IMAGE_FORMAT_JPEG: ImageFormat
 IMAGE_FORMAT_WEBP: ImageFormat
 MODEL_STATE_UNSPECIFIED: ModelState
 MODEL_STATE_READY: ModelState
+MODEL_STATE_FAILED: ModelState
 INTERPOLATION_PATH_UNSPECIFIED: InterpolationPath
 INTERPOLATION_PATH_LINEAR: InterpolationPath
 INTERPOLATION_PATH_SPHERICAL: InterpolationPath
@@ -141,8 +143,16 @@ class Likelihood(_message.Message):
     parameters: _containers.ScalarMap[str, float]
     def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
+class RefusedVersion(_message.Message):
+    __slots__ = ("version", "reason")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    reason: str
+    def __init__(self, version: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class ModelInfo(_message.Message):
-    __slots__ = ("model", "state", "image_shape", "latent_dim", "limits", "likelihood", "class_labels", "version_labels", "evaluation", "provider", "precision", "provenance_json")
+    __slots__ = ("model", "state", "image_shape", "latent_dim", "limits", "likelihood", "class_labels", "version_labels", "evaluation", "provider", "precision", "refused_versions", "provenance_json")
     class EvaluationEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +171,7 @@ class ModelInfo(_message.Message):
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     PROVENANCE_JSON_FIELD_NUMBER: _ClassVar[int]
     model: ModelRef
     state: ModelState
@@ -173,8 +184,9 @@ class ModelInfo(_message.Message):
     evaluation: _containers.ScalarMap[str, float]
     provider: str
     precision: str
+    refused_versions: _containers.RepeatedCompositeFieldContainer[RefusedVersion]
     provenance_json: str
-    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., state: _Optional[_Union[ModelState, str]] = ..., image_shape: _Optional[_Union[ImageShape, _Mapping]] = ..., latent_dim: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., likelihood: _Optional[_Union[Likelihood, _Mapping]] = ..., class_labels: _Optional[_Iterable[str]] = ..., version_labels: _Optional[_Iterable[str]] = ..., evaluation: _Optional[_Mapping[str, float]] = ..., provider: _Optional[str] = ..., precision: _Optional[str] = ..., provenance_json: _Optional[str] = ...) -> None: ...
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., state: _Optional[_Union[ModelState, str]] = ..., image_shape: _Optional[_Union[ImageShape, _Mapping]] = ..., latent_dim: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., likelihood: _Optional[_Union[Likelihood, _Mapping]] = ..., class_labels: _Optional[_Iterable[str]] = ..., version_labels: _Optional[_Iterable[str]] = ..., evaluation: _Optional[_Mapping[str, float]] = ..., provider: _Optional[str] = ..., precision: _Optional[str] = ..., refused_versions: _Optional[_Iterable[_Union[RefusedVersion, _Mapping]]] = ..., provenance_json: _Optional[str] = ...) -> None: ...
 
 class EncodeRequest(_message.Message):
     __slots__ = ("model", "images", "resize", "seed", "first_index", "temperature")

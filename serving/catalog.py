@@ -1,0 +1,110 @@
+"""The models that are loaded: which one a request means, what its versions are called, and which were refused.
+
+Changed by the reloader only, in the event loop, so that every call sees one state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from serving.errors import Conflict, ModelNotFound
+from serving.model import Model
+from serving.repository import Fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a version is not served: `reason` names no path of the machine; tried again when `folder` changes."""
+
+    reason: str
+    folder: Fingerprint
+    retry_at: float  # on the loop's clock, for what may mend itself
+
+
+class Catalog:
+    """The loaded versions of each model. `changed` is called after every change."""
+
+    def __init__(self, default: str = "", changed: Callable[[], None] = lambda: None) -> None:
+        self._models: dict[str, dict[int, Model]] = {}
+        self._labels: dict[str, dict[str, int]] = {}
+        self._default = default
+        self._changed = changed
+        self.refused: dict[str, dict[int, Refusal]] = {}
+
+    @property
+    def default(self) -> str:
+        """The model that an empty name means: the one that was configured, else the first by name when it was asked
+        for first. It stays, so that a new model does not take the place of another.
+        """
+        if not self._default or (self._default not in self._models and self._models):
+            self._default = min(self._models, default="")
+        return self._default
+
+    def all(self) -> list[Model]:
+        """Every loaded version, by name and number."""
+        return [model for _, versions in sorted(self._models.items()) for _, model in sorted(versions.items())]
+
+    def versions(self, name: str) -> Mapping[int, Model]:
+        """The loaded versions of a model."""
+        return self._models.get(name, {})
+
+    def labels(self, name: str) -> Mapping[str, int]:
+        """What versions of a model are called."""
+        return self._labels.get(name, {})
+
+    def get(self, name: str = "", version: int | None = None, label: str | None = None) -> Model:
+        """The model that a request names; without version or label the newest whose engine works.
+
+        Raises `ModelNotFound`.
+        """
+        name = name or self.default
+        versions = self._models.get(name, {})
+        if label is not None:
+            version = self.labels(name).get(label)
+        if version is None and label is None and versions:
+            version = max(versions, key=lambda number: (versions[number].up, number))
+        model = versions.get(version) if version is not None else None
+        if model is None:
+            revision = f"label {label!r}" if label is not None else f"version {version}" if version is not None else ""
+            known = [f"{m.manifest.name} version {m.manifest.version}" for m in self.all()]
+            raise ModelNotFound(name, revision, known)
+        return model
+
+    def put(self, model: Model) -> Model | None:
+        """From now on this model answers for its name and version; returns the one that did before."""
+        name, version = model.manifest.name, model.manifest.version
+        before = self._models.setdefault(name, {}).get(version)
+        self._models[name][version] = model
+        self.accept(name, version)
+        self._changed()
+        return before
+
+    def remove(self, name: str, version: int) -> Model:
+        """From now on nothing answers for it; returns the model that did."""
+        model = self._models[name].pop(version)
+        if not self._models[name]:
+            del self._models[name]
+        self._changed()
+        return model
+
+    def set_label(self, name: str, label: str, version: int | None) -> None:
+        """Requests for `label` mean `version` from now on, or nothing. Raises `Conflict` if it is not loaded."""
+        if version is None:
+            self._labels.get(name, {}).pop(label, None)
+        elif version not in self.versions(name):
+            raise Conflict(f"label {label!r}: version {version} of {name!r} is not loaded; load it first")
+        else:
+            self._labels.setdefault(name, {})[label] = version
+        self._changed()
+
+    def refuse(self, name: str, version: int, refusal: Refusal) -> None:
+        """This version cannot be served; what is loaded stays."""
+        self.refused.setdefault(name, {})[version] = refusal
+        self._changed()
+
+    def accept(self, name: str, version: int) -> None:
+        """Forget that it was refused."""
+        self.refused.get(name, {}).pop(version, None)
+        if not self.refused.get(name, True):
+            del self.refused[name]

@@ -1,0 +1,42 @@
+"""Lets calls in until it is shut, and knows when the last one has gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+
+from serving.errors import Draining
+
+
+class Gate:
+    """`count(n)` is told how many calls are inside, whenever that changes."""
+
+    def __init__(self, count: Callable[[int], object] = lambda n: None) -> None:
+        self._tell = count
+        self._in_flight = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.shut = False
+
+    @contextlib.contextmanager
+    def passing(self) -> Iterator[None]:
+        """One call's stay; raises `Draining` when the gate is shut."""
+        if self.shut:
+            raise Draining
+        self._count(+1)
+        try:
+            yield
+        finally:
+            self._count(-1)
+
+    async def wait_empty(self, timeout_s: float) -> bool:
+        """Whether every call has gone within `timeout_s`."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), timeout_s)
+        return self._in_flight == 0
+
+    def _count(self, change: int) -> None:
+        self._in_flight += change
+        self._tell(self._in_flight)
+        (self._empty.clear if self._in_flight else self._empty.set)()

@@ -1,0 +1,164 @@
+"""From a model folder to a model that is warm: read, verify, rehearse, load, warm.
+
+Everything that takes long happens where calls do not wait for it: reading and loading in a thread of its own, the
+rehearsal in a process of its own, warming in the devices' threads, one batch size at a time between batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from latentry import manifest
+from latentry.manifest import Manifest, ModelFolder
+from serving.batcher import Batcher, Room, Run
+from serving.devices import Device
+from serving.drift import Drift, Reconstruction
+from serving.engine import BadGraph, Graph, load_graphs
+from serving.metrics import GraphMetrics, Metrics
+from serving.model import DECODER, ENCODER, Limits, Model, limits_of
+from serving.pool import Pool
+from serving.rehearsal import rehearse
+from serving.settings import Settings
+
+T = TypeVar("T")
+Graphs = Mapping[str, Sequence[Graph]]  # by ENCODER and DECODER, one for each device
+
+PRECISION = "fp32"
+
+
+class Loader:
+    """Loads models for the devices of `pool`. `changed` is called when an engine goes down or comes back."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        devices: Sequence[Device],
+        pool: Pool,
+        metrics: Metrics,
+        changed: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._devices = devices
+        self._pool = pool
+        self._metrics = metrics
+        self._changed = changed
+        self._room = Room(settings.max_queue_items)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="latentry-loader")
+
+    async def load(self, folder: Path, *, rehearsed: bool, max_message_bytes: int | None = None) -> Model:
+        """The model in `folder`, warm; `rehearsed` tries it in another process first.
+
+        Raises `ValueError` (`ManifestError`, `BadGraph`, `RehearsalFailed`) if it cannot be served, or if it needs
+        messages of more than `max_message_bytes`.
+        """
+        started = time.perf_counter()
+        whole = await self._in_thread(partial(manifest.read, folder))
+        limits = limits_of(whole.manifest, self._settings.max_request_items)
+        if max_message_bytes is not None and limits.max_message_bytes > max_message_bytes:
+            needs = f"needs messages of {limits.max_message_bytes} bytes"
+            raise BadGraph(f"{needs}, more than the {max_message_bytes} that this server began with; restart it")
+        if rehearsed:
+            await rehearse(folder, self._settings.max_batch_size)
+        graphs = await self._in_thread(partial(self._open, whole))
+        loaded = time.perf_counter()
+        try:
+            await self._warm(whole, graphs)
+        except BaseException:
+            _close(graphs)
+            raise
+        self._describe(whole, loaded - started, time.perf_counter() - loaded)
+        return self._compose(whole, limits, graphs)
+
+    def close(self) -> None:
+        """End the thread; what it loads is waited for."""
+        self._thread.shutdown(cancel_futures=True)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _open(self, folder: ModelFolder) -> Graphs:
+        pairs: list[tuple[Graph, Graph]] = []
+        try:
+            for device in self._devices:
+                buckets = _powers_of_two(self._settings.max_batch_size) if device.is_gpu else ()
+                pairs.append(load_graphs(folder, device, buckets))
+        except BaseException:
+            _close({ENCODER: [graph for pair in pairs for graph in pair]})
+            raise
+        return {ENCODER: [pair[0] for pair in pairs], DECODER: [pair[1] for pair in pairs]}
+
+    async def _warm(self, folder: ModelFolder, graphs: Graphs) -> None:
+        for kind, each in graphs.items():
+            for device, graph in zip(self._pool.devices, each, strict=True):
+                for size in graph.warm_up_sizes(self._settings.max_batch_size):
+                    try:
+                        await self._pool.call(device, partial(graph.warm, size))
+                    except BadGraph as error:
+                        raise BadGraph(f"{folder.path / kind}.onnx: {error}") from error
+
+    def _describe(self, folder: ModelFolder, load_s: float, warmup_s: float) -> None:
+        about, metrics = (folder.manifest.name, str(folder.manifest.version)), self._metrics
+        metrics.load_seconds.labels(*about).set(load_s)
+        metrics.warmup_seconds.labels(*about).set(warmup_s)
+        metrics.model_info.remove_by_labels({"model": about[0], "version": about[1]})  # an older digest's
+        metrics.model_info.labels(*about, folder.digest, self._devices[0].provider, PRECISION).set(1)
+
+    def _compose(self, folder: ModelFolder, limits: Limits, graphs: Graphs) -> Model:
+        name, version = folder.manifest.name, folder.manifest.version
+        settings = self._settings
+        rooms = (self._room, Room(max(1, int(settings.max_queue_items * settings.max_model_share))))
+        batchers = {
+            kind: Batcher(
+                each,
+                self._pool,
+                _Observer(self._metrics.graph(name, version, kind), self._failed, self._up),
+                rooms=rooms,
+                max_batch=settings.max_batch_size,
+                max_delay_s=settings.max_queue_delay_ms / 1000,
+            )
+            for kind, each in graphs.items()
+        }
+        drift, reconstruction = self._watchers(folder.manifest)
+        return Model(folder, limits, self._devices[0].provider, graphs, batchers, drift, reconstruction)
+
+    def _watchers(self, about: Manifest) -> tuple[Drift | None, Reconstruction]:
+        metrics, training = self._metrics, about.aggregate_posterior
+        drifted = partial(metrics.drifted, about.name, about.version)
+        reconstructed = partial(metrics.reconstructed, about.name, about.version)
+        drift = None if training is None else Drift(training, drifted)
+        return drift, Reconstruction(self._settings.reconstruct_share, reconstructed)
+
+    def _up(self, device: int, up: bool) -> None:
+        about = self._devices[device]
+        self._metrics.device_up.labels(about.name, about.provider).set(up)
+        self._changed()
+
+    def _failed(self, device: int) -> None:
+        self._metrics.engine_restarts.labels(self._devices[device].name).inc()
+
+
+class _Observer:
+    """Takes what a batcher tells to the metrics, and an engine's fate to whoever reports health."""
+
+    def __init__(self, metrics: GraphMetrics, failed: Callable[[int], None], up: Callable[[int, bool], None]) -> None:
+        self.waiting = metrics.waiting
+        self.ran: Callable[[Run, Sequence[float]], None] = metrics.ran
+        self.failed = failed
+        self.up = up
+
+
+def _close(graphs: Graphs) -> None:
+    for each in graphs.values():
+        for graph in each:
+            graph.close()
+
+
+def _powers_of_two(top: int) -> list[int]:
+    """1, 2, 4, ... and `top`."""
+    return sorted({top, *(2**i for i in range(top.bit_length()) if 2**i < top)})
