@@ -3,8 +3,8 @@
 #   docker build -t latentry .                                  the service, CPU and GPU runtime, embedded model
 #   docker build -t latentry --build-arg EXTRA=cuda .           with the CUDA and cuDNN libraries that a GPU needs
 #   docker build -t latentry-training --target training .       `latentry train`, `evaluate`, `export`
-#   docker run --rm -p 50051:50051 -p 9464:9464 latentry
-#   docker run --rm -p 50051:50051 -p 9464:9464 -v ./models:/models:ro latentry --models /models
+#   docker run --rm -p 127.0.0.1:50051:50051 -p 127.0.0.1:9464:9464 latentry
+#   docker run --rm -p 127.0.0.1:50051:50051 -p 127.0.0.1:9464:9464 -v ./models:/models:ro latentry --models /models
 
 FROM python:3.11-slim-bookworm AS wheel
 WORKDIR /source
@@ -41,11 +41,14 @@ ENTRYPOINT ["/opt/latentry/bin/latentry"]
 
 FROM python:3.11-slim-bookworm AS serving
 COPY --from=serving-files /opt/latentry /opt/latentry
-ENV PATH=/opt/latentry/bin:$PATH PYTHONUNBUFFERED=1
+# A container's own network is private until its ports are published, so it listens on all of it without asking who
+# calls. Publish to 127.0.0.1, or give --identities or --tls-client-ca and set LATENTRY_INSECURE=false.
+# glibc's arenas, one for each thread, would keep what large batches leave behind: two are enough.
+ENV PATH=/opt/latentry/bin:$PATH PYTHONUNBUFFERED=1 MALLOC_ARENA_MAX=2 LATENTRY_HOST=0.0.0.0 LATENTRY_INSECURE=true
 RUN useradd --uid 10001 --create-home latentry
 USER 10001
 WORKDIR /home/latentry
 EXPOSE 50051 9464
 # The exec form: latentry is process 1, so that SIGTERM reaches it and it drains.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s CMD ["latentry", "health"]
-ENTRYPOINT ["/opt/latentry/bin/latentry", "serve", "--host", "0.0.0.0"]
+ENTRYPOINT ["/opt/latentry/bin/latentry", "serve"]

@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_INDEX ?=
 INSTALL := $(PIP) install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test lint format protos lock image clean
+.PHONY: help demo test lint format protos docs lock image gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -41,6 +41,12 @@ format: $(VENV)/.made ## rewrite the code in its one style
 protos: $(VENV)/.made ## make the stubs from protos/
 	@$(BIN)/python -W ignore -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. \
 	  $(sort $(wildcard protos/latentry/*/*.proto))
+
+docs: $(VENV)/.made ## write docs/configuration.md anew
+	@$(BIN)/python -m serving.settings_text >docs/configuration.md
+
+gpu-check: $(VENV)/.made ## on a machine with an NVIDIA GPU: does it serve right, and how fast (needs the extra cuda)
+	@$(BIN)/python -m benchmarks.gpu_check
 
 lock: ## write constraints.txt anew (needs uv)
 	@sed -n '/^#/p' constraints.txt >constraints.new && echo torch==2.13.0 >constraints.pin

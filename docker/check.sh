@@ -8,8 +8,9 @@ options=(--isolation chroot --network host)
 
 buildah bud "${options[@]}" --format docker --pull-never -q -t latentry -f Dockerfile . >/dev/null
 entry=$(buildah inspect --type image --format '{{.OCIv1.Config.Entrypoint}}' latentry)
-test "$entry" = "[/opt/latentry/bin/latentry serve --host 0.0.0.0]" || { echo "entry point: $entry"; exit 1; }
+test "$entry" = "[/opt/latentry/bin/latentry serve]" || { echo "entry point: $entry"; exit 1; }
 buildah inspect --type image --format "{{.Docker.Config.Healthcheck.Test}}" latentry | grep -q "latentry health"
+buildah inspect --type image --format '{{.OCIv1.Config.Env}}' latentry | grep -q "LATENTRY_HOST=0.0.0.0"
 
 container=$(buildah from --pull-never latentry)
 trap 'buildah rm "$container" >/dev/null' EXIT

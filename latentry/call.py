@@ -13,7 +13,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from latentry.client import DEFAULT_TARGET, Client, LatentryError
+from latentry.client import Client, LatentryError
+from latentry.connection import add_connection_arguments, credentials_of, token_of
 from latentry.pictures import Pictures, grid
 
 _SERVED = "\nNeeds a running server: `latentry serve`."
@@ -88,6 +89,10 @@ def run_models(args: argparse.Namespace) -> int:
             print(f"    at most {m.limits.max_items} items and {m.limits.max_message_bytes} bytes a call")
             if figures:
                 print(f"    {figures}")
+            if m.version_labels:
+                print(f"    called {', '.join(m.version_labels)}")
+            for refused in m.refused_versions:
+                print(f"    version {refused.version} is refused: {refused.reason}")
 
     return _run(args, call)
 
@@ -137,9 +142,11 @@ def run_interpolate(args: argparse.Namespace) -> int:
 
 
 def _add_server(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--server", default=DEFAULT_TARGET, metavar="HOST:PORT", help="(default: %(default)s)")
     parser.add_argument("--model", default="", help="name of a model (default: the server's default)")
-    parser.add_argument("--timeout-s", type=float, default=60.0, help="for each call (default: %(default)s)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--version", type=int, help="of the model (default: the newest)")
+    which.add_argument("--label", help="of a version, such as stable")
+    add_connection_arguments(parser)
 
 
 def _add_out(parser: argparse.ArgumentParser, default: str, kinds: str) -> None:
@@ -154,7 +161,15 @@ def _add_resize(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace, call: Callable[[Client], None]) -> int:
     try:
         _check_out(args)
-        with Client(args.server, model=args.model, timeout_s=args.timeout_s) as client:
+        with Client(
+            args.server,
+            model=args.model,
+            version=args.version,
+            label=args.label,
+            token=token_of(args),
+            tls=credentials_of(args) or False,
+            timeout_s=args.timeout_s,
+        ) as client:
             call(client)
     except (LatentryError, ValueError, OSError) as error:
         unreachable = isinstance(error, LatentryError) and error.code.name == "UNAVAILABLE"

@@ -30,6 +30,7 @@ _COMMANDS = {
     "health": _Command("serving.health_command", "ask whether a server is ready, for health checks", "serving"),
     "doctor": _Command("serving.cli", "say what works on this machine, and what would mend the rest", "serving"),
     "token": _Command("serving.token_command", "make a token for a client, and the line that lets it in", "serving"),
+    "admin": _Command("latentry.admin_command", "say or change what a running server serves"),
     "models": _Command("latentry.call", "list the models of a running server"),
     "encode": _Command("latentry.call", "images to latents"),
     "decode": _Command("latentry.call", "latents to images"),

@@ -10,6 +10,7 @@ there yet, or going away, is tried again with growing pauses. Knows nothing of h
 from __future__ import annotations
 
 import json
+import re
 import threading
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -27,8 +28,10 @@ T = TypeVar("T")
 Resize = Literal["crop", "stretch"]
 Path = Literal["linear", "spherical"]
 Dtype = Literal["uint8", "float32"]
+Priority = Literal["interactive", "background"]
 
 DEFAULT_TARGET = "localhost:50051"
+_LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+|\[::1\]):|unix:")
 _ATTEMPTS = 5  # as many as gRPC allows: pauses of about 0.2, 0.4, 0.8 and 1.6 s between them
 _RETRY = {
     "methodConfig": [
@@ -58,15 +61,34 @@ class _Target:
     """What both clients know: where the server is and which model is meant."""
 
     def __init__(
-        self, target: str = DEFAULT_TARGET, *, model: str = "", version: int | None = None, timeout_s: float = 60.0
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        model: str = "",
+        version: int | None = None,
+        label: str | None = None,
+        priority: Priority = "interactive",
+        token: str | None = None,
+        tls: grpc.ChannelCredentials | bool = False,
+        timeout_s: float = 60.0,
     ) -> None:
         """Connect to `target` ("host:port") when first called; `timeout_s` bounds each call, retries included.
 
-        `model` and `version` choose among the server's models; by default its default model, newest version.
+        `model`, and `version` or `label`, choose among the server's models; by default its default model, newest
+        version. `background` calls run when no interactive ones wait. `tls` is True to trust the authorities that gRPC
+        trusts, or what `grpc.ssl_channel_credentials` makes of others and of a certificate of one's own. A `token`
+        goes with every call, and over TLS only, unless the target is this machine; else `ValueError` is raised.
         """
+        if version is not None and label is not None:
+            raise ValueError(f"version and label: got {version} and {label!r}, wanted one of them")
+        if token is not None and not tls and not _LOOPBACK.match(target):
+            raise ValueError(f"token: got one without tls for {target}, where others could read it on its way")
         self.target = target
         self.timeout_s = timeout_s
-        self._selector = pb.ModelSelector(name=model, version=version)
+        self._selector = pb.ModelSelector(name=model, version=version, label=label)
+        self._metadata: list[tuple[str, str]] = [("latentry-priority", priority)] if priority != "interactive" else []
+        self._metadata += [("authorization", f"Bearer {token}")] if token is not None else []
+        self._credentials = grpc.ssl_channel_credentials() if tls is True else tls or None
         self._info: pb.ModelInfo | None = None
         self._lock = threading.Lock()
         self._channel_bytes = 0  # the message limit that the channel was opened with
@@ -122,7 +144,7 @@ class Client(_Target):
         """The model: its shapes, limits, likelihood, figures. Asked once, then remembered."""
         info = self._info
         if info is None:
-            with grpc.insecure_channel(self.target, self._options()) as channel:
+            with self._connect(self._options()) as channel:
                 reply = self._call(
                     vae_pb2_grpc.VaeServiceStub(channel), "GetModel", pb.GetModelRequest(model=self._selector)
                 )
@@ -131,7 +153,7 @@ class Client(_Target):
 
     def models(self) -> list[pb.ModelInfo]:
         """Every model that the server has loaded."""
-        with grpc.insecure_channel(self.target, self._options()) as channel:
+        with self._connect(self._options()) as channel:
             return list(self._call(vae_pb2_grpc.VaeServiceStub(channel), "ListModels", pb.ListModelsRequest()).models)
 
     def encode(
@@ -190,12 +212,17 @@ class Client(_Target):
         most = self.info().limits.max_message_bytes
         with self._lock:
             if self._channel is None or self._channel_bytes != most:
-                self._channel, self._channel_bytes = grpc.insecure_channel(self.target, self._options(most)), most
+                self._channel, self._channel_bytes = self._connect(self._options(most)), most
             return self._channel
+
+    def _connect(self, options: list[tuple[str, Any]]) -> grpc.Channel:
+        if self._credentials is None:
+            return grpc.insecure_channel(self.target, options)
+        return grpc.secure_channel(self.target, self._credentials, options)
 
     def _call(self, stub: Any, rpc: str, request: Any) -> Any:
         try:
-            return getattr(stub, rpc)(request, timeout=self.timeout_s)
+            return getattr(stub, rpc)(request, timeout=self.timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise LatentryError(error.code(), error.details() or "") from error
 
@@ -223,7 +250,7 @@ class AsyncClient(_Target):
         """See `Client.info`."""
         info = self._info
         if info is None:
-            async with grpc.aio.insecure_channel(self.target, self._options()) as channel:
+            async with self._connect(self._options()) as channel:
                 stub = vae_pb2_grpc.VaeServiceStub(channel)
                 reply = await self._call(stub, "GetModel", pb.GetModelRequest(model=self._selector))
             info = self._info = reply.model
@@ -231,7 +258,7 @@ class AsyncClient(_Target):
 
     async def models(self) -> list[pb.ModelInfo]:
         """See `Client.models`."""
-        async with grpc.aio.insecure_channel(self.target, self._options()) as channel:
+        async with self._connect(self._options()) as channel:
             reply = await self._call(vae_pb2_grpc.VaeServiceStub(channel), "ListModels", pb.ListModelsRequest())
             return list(reply.models)
 
@@ -286,11 +313,16 @@ class AsyncClient(_Target):
     async def _open(self) -> grpc.aio.Channel:
         most = (await self.info()).limits.max_message_bytes
         if self._channel is None or self._channel_bytes != most:
-            self._channel, self._channel_bytes = grpc.aio.insecure_channel(self.target, self._options(most)), most
+            self._channel, self._channel_bytes = self._connect(self._options(most)), most
         return self._channel
+
+    def _connect(self, options: list[tuple[str, Any]]) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self.target, options)
+        return grpc.aio.secure_channel(self.target, self._credentials, options)
 
     async def _call(self, stub: Any, rpc: str, request: Any) -> Any:
         try:
-            return await getattr(stub, rpc)(request, timeout=self.timeout_s)
+            return await getattr(stub, rpc)(request, timeout=self.timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise LatentryError(error.code(), error.details() or "") from error

@@ -34,6 +34,7 @@ PREVIEW_FILE = "preview.png"
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_FILE_BYTES = 2 << 30  # what one protobuf message, and so one ONNX file, can hold
 MAX_PROVENANCE_BYTES = 256 << 10  # it goes into a message
+MAX_DEPTH = 32  # levels of nested values: all that is done with them afterwards needs some stack for each
 MAX_SIDE = 4096
 MAX_LATENT_DIM = 65536
 
@@ -165,6 +166,7 @@ def parse(text: str | bytes) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{MANIFEST_FILE}: not JSON: {error}") from error
     _want(isinstance(raw, dict), MANIFEST_FILE, type(raw).__name__, "a JSON object")
+    _want(not _is_deeper(raw, MAX_DEPTH), MANIFEST_FILE, "deeper nesting", f"at most {MAX_DEPTH} levels of values")
     _want(raw.get("format") == FORMAT, "format", raw.get("format"), f"{FORMAT}, the format that this release reads")
     likelihood = _get(raw, "likelihood", dict)
     posterior = _get(raw, "aggregate_posterior", dict, optional=True)
@@ -239,6 +241,11 @@ def _finite(text: str) -> float:
 
 def _refuse_constant(text: str) -> float:
     raise ValueError(f"{text} is not a JSON number")
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(levels == 0 or _is_deeper(child, levels - 1) for child in children)
 
 
 def _get(raw: Mapping[str, Any], key: str, kind: type, *, optional: bool = False) -> Any:
