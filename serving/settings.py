@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     default_model: str = _knob(
         "models",
         "",
-        "model that a request without a name means; empty: the first by name, which a new model may change",
+        "model that a request without a name means; empty: the first by name when the server started",
     )
     reload_s: float = _knob(
         "models",
@@ -296,6 +296,10 @@ class Settings(BaseSettings):
         if not self.insecure and not checks.is_loopback(self.host):
             tells_who_calls = self.identities is not None or self.tls_client_ca is not None
             checks.may_listen(self.host, tells_who_calls, self.tls_certificate is not None)
+        if self.admin_port is not None and self.identities is None and not checks.is_loopback(self.host):
+            raise Unfit(
+                str(self.admin_port), "identities with it, as others can reach it, insecure or not", "admin_port"
+            )
         return self
 
     @property
