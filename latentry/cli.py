@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
         _overview().parse_args(argv or ["--help"])  # --help, --version, or an error that names the commands
         return 2
     command = _COMMANDS[name]
+    if name == "serve":  # gRPC's core would write of strangers' handshakes past our logs; it reads this when imported
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         module = importlib.import_module(command.module)
         parser = argparse.ArgumentParser(

@@ -104,7 +104,7 @@ class _Job:
     future: asyncio.Future[Results]
     submitted: float
     begun: int = 0  # rows that have been put into a batch
-    parts: list[Results] = field(default_factory=list)
+    parts: list[Results | None] = field(default_factory=list)  # in the order of the rows; None: runs still
 
     @property
     def left(self) -> int:
@@ -114,6 +114,7 @@ class _Job:
 @dataclass(slots=True)
 class _Batch:
     jobs: list[tuple[_Job, int]]  # each with its number of rows in this batch
+    parts: list[int]  # of each job, which of its parts these rows are
     rows: Array
     outputs: frozenset[str]
 
@@ -283,12 +284,13 @@ class Batcher:
         self._fastest_s = min(self._fastest_s or run.seconds, run.seconds)
         self._observer.ran(run, [taken - job.submitted for job, _ in batch.jobs])
         at = 0
-        for job, n in batch.jobs:
-            job.parts.append({name: results[name][at : at + n] for name in job.outputs})
+        for (job, n), part in zip(batch.jobs, batch.parts, strict=True):
+            job.parts[part] = {name: results[name][at : at + n] for name in job.outputs}
             at += n
             job.tell(taken - job.submitted, run)
-            if job.begun == len(job.rows) and not job.future.done():
-                job.future.set_result(_join(job.parts))
+            # Of two devices, the one with the later part may be done first.
+            if job.begun == len(job.rows) and None not in job.parts and not job.future.done():
+                job.future.set_result(_join([each for each in job.parts if each is not None]))
 
     def _failed(self, device: int, batch: _Batch, restarted: bool, error: Exception) -> None:
         failure = EngineFailed()
@@ -345,12 +347,14 @@ def _restarted(engine: Engine) -> bool:
 
 
 def _gather(chosen: list[tuple[_Job, int]]) -> _Batch:
-    pieces = []
+    pieces, parts = [], []
     for job, n in chosen:
         pieces.append(job.rows[job.begun : job.begun + n])
         job.begun += n
+        parts.append(len(job.parts))
+        job.parts.append(None)
     rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-    return _Batch(chosen, rows, frozenset().union(*(job.outputs for job, _ in chosen)))
+    return _Batch(chosen, parts, rows, frozenset().union(*(job.outputs for job, _ in chosen)))
 
 
 def _join(parts: list[Results]) -> Results:

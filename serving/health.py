@@ -1,58 +1,87 @@
 """What grpc.health tells: of the server as a whole, of our service, and of each model by its name.
 
-Kept in step with the catalog: a model serves while one of its loaded versions has an engine that works.
+A model serves while one of its loaded versions has an engine that works. grpc's own servicer forgets all watchers of a
+service when one of them leaves, so that the others never hear of the end (grpc#43403); hence this one.
 """
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from grpc_health.v1 import health_pb2
-from grpc_health.v1._async import HealthServicer
+import grpc
+from grpc_health.v1 import health_pb2 as pb
+from grpc_health.v1 import health_pb2_grpc
 
 from serving.catalog import Catalog
-from serving.interceptor import SERVICE
 
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_SERVING: int = pb.HealthCheckResponse.SERVING
+_NOT_SERVING: int = pb.HealthCheckResponse.NOT_SERVING
+_UNKNOWN: int = pb.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health:
-    """`servicer` answers; `look` says that something may have changed."""
+    """The state of `catalog`; `look` tells the watchers that it may have changed. `service` is our service's name."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        self.servicer = HealthServicer()
+    def __init__(self, catalog: Catalog, service: str) -> None:
         self.accepting = False  # whether the server as a whole takes calls
         self._catalog = catalog
+        self._whole = ("", service)
         self._known: set[str] = set()
-        self._pending: asyncio.Task[None] | None = None
-        self._again = False
+        self._watchers: set[asyncio.Event] = set()
 
     @property
     def serving(self) -> bool:
         """Whether calls for the default model are taken and answered."""
-        versions = self._catalog.versions(self._catalog.default)
-        return self.accepting and any(model.up for model in versions.values())
+        return self.accepting and self._is_up(self._catalog.default)
+
+    def status(self, name: str) -> int:
+        """Of the server, our service, or a model; SERVICE_UNKNOWN for what was never here."""
+        if name in self._whole:
+            return _SERVING if self.serving else _NOT_SERVING
+        if self._is_up(name):
+            return _SERVING if self.accepting else _NOT_SERVING
+        return _NOT_SERVING if name in self._known else _UNKNOWN
 
     def look(self) -> None:
-        """Tell of the new state soon, from the event loop."""
-        self._again = True
-        if self._pending is None:
-            self._pending = asyncio.ensure_future(self._tell_until_still())
+        """Something may have changed."""
+        self._known.update(model.manifest.name for model in self._catalog.all())
+        for watcher in self._watchers:
+            watcher.set()
 
-    async def tell(self) -> None:
-        """Tell of the state as it is now."""
-        up = {model.manifest.name for model in self._catalog.all() if model.up}
-        self._known |= up | {model.manifest.name for model in self._catalog.all()}
-        for name in ("", SERVICE):
-            await self.servicer.set(name, _SERVING if self.serving else _NOT_SERVING)
-        for name in sorted(self._known):
-            await self.servicer.set(name, _SERVING if self.accepting and name in up else _NOT_SERVING)
-
-    async def _tell_until_still(self) -> None:
+    async def wait(self, changed: asyncio.Event) -> None:
+        """Until `look` is called the next time."""
+        self._watchers.add(changed)
         try:
-            while self._again:
-                self._again = False
-                await self.tell()
+            await changed.wait()
         finally:
-            self._pending = None
+            self._watchers.discard(changed)
+            changed.clear()
+
+    def _is_up(self, name: str) -> bool:
+        return any(model.up for model in self._catalog.versions(name).values())
+
+
+class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # it has no types
+    """`grpc.health.v1.Health` from `health`."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    async def Check(self, request: pb.HealthCheckRequest, context: Any) -> pb.HealthCheckResponse:  # noqa: N802
+        status = self._health.status(request.service)
+        if status == _UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
+        return pb.HealthCheckResponse(status=status)
+
+    async def Watch(self, request: pb.HealthCheckRequest, context: Any) -> None:  # noqa: N802
+        """Writes the status now and whenever it has changed; a slow reader misses what did not last."""
+        last: int | None = None
+        changed = asyncio.Event()
+        while True:
+            status = self._health.status(request.service)
+            if status != last:
+                last = status
+                await context.write(pb.HealthCheckResponse(status=status))
+            if status == self._health.status(request.service):
+                await self._health.wait(changed)

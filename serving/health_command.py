@@ -1,5 +1,4 @@
 """The command `latentry health`: asks a server whether it is ready. Needs no token."""
-# ruff: noqa: T201 # commands print
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The one place that counts and times calls, asks who the caller is, refuses calls while draining, and turns
 exceptions into status.
 
-What a call learns on its way goes into its record (`serving.call`), which is handed to whoever wants to know at the end.
+What a call learns on its way goes into its record (`serving.call`), which goes to whoever wants to know at the end.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -115,29 +115,34 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         call = records.begin(rpc)
         self._metrics.grpc_started.labels("unary", self._service, rpc).inc()
         started = time.perf_counter()
-        code = grpc.StatusCode.OK
         metadata: Metadata = context.invocation_metadata() or ()
         call.request_id = _request_id(metadata)
+
+        def ended(code: grpc.StatusCode) -> None:  # before the caller hears of it, so that counts never lag behind
+            self._record(call, code, time.perf_counter() - started, metadata)
+
+        refusal: ServiceError
         try:
             with self._gate.passing():
                 context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
-                return await behaviour(data, call, context)
+                reply = await behaviour(data, call, context)
+            ended(grpc.StatusCode.OK)
+            return reply
         except ServiceError as error:
-            code = error.code
+            refusal = error
             if isinstance(error, QuotaExceeded):
                 self._metrics.quota_refusals.inc()
-            await _abort(context, error, call)
         except asyncio.CancelledError:  # by the caller, by its deadline, or by a server that stops at once
             left = context.time_remaining()
             late = left is not None and left <= _LATE_S
-            code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+            ended(grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED)
             raise
         except Exception:
-            code = grpc.StatusCode.INTERNAL
             log.exception("%s failed", rpc)
-            await _abort(context, Internal(), call)
-        finally:
-            self._record(call, code, time.perf_counter() - started, metadata)
+            refusal = Internal()
+        ended(refusal.code)
+        await context.abort(refusal.code, str(refusal), (*refusal.trailers(), (REQUEST_ID_KEY, call.request_id)))
+        raise AssertionError("abort raises")
 
     def _record(self, call: Call, code: grpc.StatusCode, seconds: float, metadata: Metadata) -> None:
         m = self._metrics
@@ -149,10 +154,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
             if stage.name in ("codec_in", "codec_out"):
                 m.codec_seconds.labels(call.rpc, stage.name[len("codec_") :]).observe(stage.seconds)
         for listener in self._listeners:
-            try:
-                listener.ended(call, code, seconds, metadata)
-            except Exception:
-                log.exception("a call was not logged or traced")
+            _tell(listener, call, code, seconds, metadata)
+
+
+def _tell(listener: Listener, call: Call, code: grpc.StatusCode, seconds: float, metadata: Metadata) -> None:
+    try:
+        listener.ended(call, code, seconds, metadata)
+    except Exception:  # the call itself is well
+        log.exception("a call was not logged or traced")
 
 
 def _request_id(metadata: Metadata) -> str:
@@ -170,11 +179,6 @@ def _parse(deserialise: Callable[[bytes], Any], data: bytes) -> Any:
         raise InvalidArgument(
             "request", f"{len(data)} bytes that cannot be parsed", "a message of this call"
         ) from error
-
-
-async def _abort(context: Any, error: ServiceError, call: Call) -> NoReturn:
-    await context.abort(error.code, str(error), (*error.trailers(), (REQUEST_ID_KEY, call.request_id)))
-    raise AssertionError("abort raises")
 
 
 def _camel_case(code: grpc.StatusCode) -> str:

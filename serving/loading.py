@@ -96,11 +96,14 @@ class Loader:
     async def _warm(self, folder: ModelFolder, graphs: Graphs) -> None:
         for kind, each in graphs.items():
             for device, graph in zip(self._pool.devices, each, strict=True):
-                for size in graph.warm_up_sizes(self._settings.max_batch_size):
-                    try:
-                        await self._pool.call(device, partial(graph.warm, size))
-                    except BadGraph as error:
-                        raise BadGraph(f"{folder.path / kind}.onnx: {error}") from error
+                await self._warm_graph(device, graph, f"{folder.path / kind}.onnx")
+
+    async def _warm_graph(self, device: int, graph: Graph, name: str) -> None:
+        try:
+            for size in graph.warm_up_sizes(self._settings.max_batch_size):
+                await self._pool.call(device, partial(graph.warm, size))
+        except BadGraph as error:
+            raise BadGraph(f"{name}: {error}") from error
 
     def _describe(self, folder: ModelFolder, load_s: float, warmup_s: float) -> None:
         about, metrics = (folder.manifest.name, str(folder.manifest.version)), self._metrics

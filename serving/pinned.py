@@ -6,6 +6,7 @@ provider has loaded already.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import weakref
@@ -33,8 +34,6 @@ def pin(array: npt.NDArray[Any]) -> bool:
 
 def _library() -> Any:
     for name in _LIBRARIES:
-        try:
+        with contextlib.suppress(OSError):
             return ctypes.CDLL(name)
-        except OSError:
-            continue
     return None

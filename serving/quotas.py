@@ -40,7 +40,8 @@ class Quotas:
         bucket = self._bucket(caller)
         wanted = min(float(items), self._burst)
         if bucket.items < wanted:
-            message = f"quota: got {items} items, wanted at most {max(0, int(bucket.items))} now; {self._rate:g} more come each second"
+            most = max(0, int(bucket.items))
+            message = f"quota: got {items} items, wanted at most {most} now, and {self._rate:g} more each second"
             raise QuotaExceeded(message, (wanted - bucket.items) / self._rate)
         bucket.items -= items
 

@@ -1,7 +1,7 @@
 """A new version is tried in a process of its own before the server touches it.
 
 A graph that crashes ONNX Runtime, eats the memory or never returns ends the rehearsal, not the service. It runs on the
-CPU at low priority, so that calls go on at their pace; the device itself is tried when the version is loaded and warmed.
+CPU at low priority, so that calls go on at their pace; the device itself is tried when the version is loaded.
 
     python -m serving.rehearsal FOLDER MAX_BATCH_SIZE
 """

@@ -29,7 +29,7 @@ from serving.catalog import Catalog
 from serving.codec_threads import CodecThreads
 from serving.errors import PortTaken, StartError
 from serving.gate import Gate
-from serving.health import Health
+from serving.health import Health, HealthServicer
 from serving.interceptor import ADMIN_SERVICE, SERVICE, CallInterceptor, Listener
 from serving.loading import Loader
 from serving.logs import RequestLog
@@ -53,6 +53,8 @@ _OPTIONS: Sequence[tuple[str, Any]] = [
     ("grpc.max_concurrent_streams", 1024),  # of one connection
     ("grpc.server_handshake_timeout_ms", 10_000),  # who does not come to the point goes
     ("grpc.max_metadata_size", 16 << 10),
+    # None: 60 kB of gzip are 60 MB of zeros, before anybody is asked who calls.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
     # Connections whose other end has gone without a word are found out and closed; clients may ask as often.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -95,14 +97,14 @@ class Service:
                 _check_free(settings.host, port)
         loader = self._make_loader()
         self.catalog = Catalog(settings.default_model, lambda: self.health.look())
-        self.health = Health(self.catalog)
+        self.health = Health(self.catalog, SERVICE)
         self.reloader = Reloader(settings, self.catalog, loader, self.metrics)
         await self.reloader.start()
         log.info("the default model is %s", self.catalog.default)
         await self._open_calls()
         await self._open_admin()
         self.health.accepting = True
-        await self.health.tell()
+        self.health.look()
         self.metrics.ready.set_function(lambda: float(self.health.serving))
         if settings.reload_s:
             self._following = asyncio.ensure_future(self._follow(settings.reload_s))
@@ -119,7 +121,7 @@ class Service:
         """Say NOT_SERVING, wait for load balancers to notice, refuse new calls, and let those that came finish."""
         log.info("draining")
         self.health.accepting = False
-        await self.health.tell()
+        self.health.look()
         await asyncio.sleep(self.settings.drain_grace_s)
         self._gate.shut = self._admin_gate.shut = True
         if not await self._gate.wait_empty(self.settings.drain_s):
@@ -191,7 +193,7 @@ class Service:
         server = self._make_server(interceptors, most)
         quotas = Quotas(settings.quota_items_per_s, settings.quota_burst_items or settings.max_request_items)
         vae_pb2_grpc.add_VaeServiceServicer_to_server(VaeServicer(self.catalog, codec_threads, quotas), server)
-        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(self.health), server)
         self._add_reflection(server, SERVICE)
         if settings.channelz:
             channelz.add_channelz_servicer(server)  # type: ignore[arg-type] # it takes both kinds
@@ -215,7 +217,7 @@ class Service:
         ]
         server = self._make_server(interceptors, 1 << 22)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(self.catalog, self.reloader), server)
-        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(self.health), server)
         self._add_reflection(server, ADMIN_SERVICE)
         self.admin_port = self._listen(server, self.settings.admin_port)
         await server.start()

@@ -296,10 +296,11 @@ class Settings(BaseSettings):
         if not self.insecure and not checks.is_loopback(self.host):
             tells_who_calls = self.identities is not None or self.tls_client_ca is not None
             checks.may_listen(self.host, tells_who_calls, self.tls_certificate is not None)
-        if self.admin_port is not None and self.identities is None and not checks.is_loopback(self.host):
-            raise Unfit(
-                str(self.admin_port), "identities with it, as others can reach it, insecure or not", "admin_port"
-            )
+        if self.admin_port is not None and self.identities is None:
+            if not checks.is_loopback(self.host):
+                raise Unfit(str(self.admin_port), "identities with it, as others can reach it", "admin_port")
+            if self.tls_client_ca is not None:
+                raise Unfit(str(self.admin_port), "identities with it: a certificate alone is no admin's", "admin_port")
         return self
 
     @property

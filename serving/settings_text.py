@@ -91,7 +91,7 @@ def to_toml(settings: Settings, sources: Sources) -> str:
 
 def to_markdown() -> str:
     """docs/configuration.md."""
-    parts = [_HEAD]
+    parts = [_HEAD.rstrip()]
     for group, title in GROUPS.items():
         parts += [
             f"\n## {title.capitalize()}\n",

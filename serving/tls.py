@@ -177,7 +177,7 @@ def _try_out(server: ssl.SSLContext, certificate: Path) -> datetime:
         seen = ends[0].getpeercert()
     except ssl.SSLCertVerificationError as error:
         raise ConfigError(f"{certificate}: {error.verify_message}, wanted one that clients accept now") from error
-    except (ssl.SSLError, ValueError) as error:
+    except (OSError, ValueError) as error:  # the first is also SSLError
         raise ConfigError(f"{certificate}: cannot be used: {error}") from error
     if not seen:
         raise ConfigError(f"{certificate}: cannot be used: the handshake does not end")
@@ -203,5 +203,6 @@ def _ask_for_certificate(context: ssl.SSLContext, client_ca: Path) -> None:
 
 
 def _warn_if_public(key: Path) -> None:
-    if key.stat().st_mode & 0o004:
-        log.warning("%s: everybody on this machine may read it, wanted chmod o-r", key)
+    with contextlib.suppress(OSError):  # gone again: the next look says so
+        if key.stat().st_mode & 0o004:
+            log.warning("%s: everybody on this machine may read it, wanted chmod o-r", key)

@@ -1,5 +1,4 @@
 """The command `latentry token`: makes a token, shows it once, and keeps its hash in an identities file."""
-# ruff: noqa: T201 # commands print
 
 from __future__ import annotations
 

@@ -5,47 +5,34 @@
                                                          ├─ inference <── linked ──> batch (a trace of its own)
                                                          └─ codec_out
 
-The one file that imports opentelemetry (extra `tracing`); nothing of it is made global. Importing it without that
-extra raises `ConfigError`. Attributes are names, counts and times: never pixels or latents.
+Sampling and propagation are the SDK's. Spans are written as OTLP messages at once: all their times are known, and the
+SDK's own way, span objects that its thread encodes later, takes five times as long and holds the interpreter while it
+does. Attributes are names, counts and times: never pixels or latents. Importing this without the extra `tracing` raises
+`ConfigError`. Knows nothing of how spans are sent.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context as TaskContext
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import grpc
 
-from latentry import __version__
 from latentry.v1 import admin_pb2, vae_pb2
 from serving.batcher import Run
 from serving.call import Call, Stage
-from serving.errors import ConfigError
+from serving.trace_sender import TraceSender, attributes  # before opentelemetry: it says what to install
 
-try:
-    from opentelemetry.context import Context
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-    from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-    from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, Sampler, TraceIdRatioBased
-    from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-except ImportError as error:
-    raise ConfigError(f"trace_endpoint: {error}; traces need: pip install 'latentry[tracing]'") from error
-
-log = logging.getLogger(__name__)
+from opentelemetry.context import Context  # isort: skip
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, SpanFlags, Status  # isort: skip
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator  # isort: skip
+from opentelemetry.sdk.trace.sampling import Decision, ParentBased, TraceIdRatioBased  # isort: skip
+from opentelemetry.trace import TraceFlags, get_current_span  # isort: skip
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # isort: skip
 
 _BATCH_OPEN_S = 1.0  # calls of a batch that end within this time of the first are linked from its span
-_LAST_WORDS_S = 0.5  # for the SDK's thread to end once the connection is cut
-_MOST_WAITING = 4096  # spans, of one or two kilobytes each
-_MOST_AT_ONCE = 512  # spans of one message; more hold the interpreter longer while they are written
-_MOST_CHARACTERS = 256  # of an attribute: a request id comes from the caller
 
 # The service of each call by the call's name, which no two services share.
 _SERVICES = {
@@ -55,6 +42,7 @@ _SERVICES = {
     for method in service.methods
 }
 _PROPAGATOR = TraceContextTextMapPropagator()
+_IDS = RandomIdGenerator()
 
 # Codes that are the server's fault, by OpenTelemetry's conventions for RPC server spans.
 _FAULTS = frozenset(
@@ -74,85 +62,76 @@ class Tracing:
 
     A call whose caller sampled it is traced, one whose caller decided against it is not, and of the others a `share`.
     Spans wait in a bounded queue and are dropped when the collector does not take them; `lost` is told how many, from
-    any thread. A call never waits for it; making its spans takes about 0.15 ms of the event loop's time, and deciding
-    that a call is not traced 6 us. The SDK's own environment variables apply (OTEL_EXPORTER_OTLP_HEADERS, _TIMEOUT
-    and _CERTIFICATE, OTEL_BSP_SCHEDULE_DELAY, OTEL_RESOURCE_ATTRIBUTES).
+    any thread. A call never waits. The SDK's own environment variables apply (OTEL_EXPORTER_OTLP_HEADERS, _TIMEOUT and
+    _CERTIFICATE, OTEL_BSP_SCHEDULE_DELAY, OTEL_RESOURCE_ATTRIBUTES).
 
     Raises `ConfigError` when the endpoint, or one of those variables, makes no sense.
     """
 
     def __init__(self, endpoint: str, share: float, lost: Callable[[int], object] = lambda spans: None) -> None:
-        _check(endpoint)
-        # The SDK speaks of each batch that fails, and of headers that any caller may send. `_Exporter` says it once.
-        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-        try:
-            self._exporter = _Exporter(endpoint, lost)
-            self._processor = _Queue(self._exporter, lost)
-        except Exception as error:  # kinds of the SDK's own, for environment variables that it cannot read
-            raise ConfigError(f"traces: OpenTelemetry: {error}") from error
-        self._calls = self._tracer(ParentBased(TraceIdRatioBased(share)))
-        self._batches = self._tracer(ALWAYS_ON)  # a batch has a span if one of its calls has
+        self._sampler = ParentBased(TraceIdRatioBased(share))
+        self._sender = TraceSender(endpoint, lost)
         self._open: set[_Batch] = set()
 
     def ended(
         self, call: Call, code: grpc.StatusCode, seconds: float, metadata: Iterable[tuple[str, str | bytes]]
     ) -> None:
         """A call has ended: make its spans. For the event loop's thread."""
-        end = call.started_ns + int(seconds * 1e9)
+        context = _context(metadata)
+        parent = get_current_span(context).get_span_context()
+        trace = parent.trace_id if parent.is_valid else _IDS.generate_trace_id()
         name = f"{_SERVICES[call.rpc]}/{call.rpc}"
-        span = self._calls.start_span(name, _context(metadata), SpanKind.SERVER, start_time=call.started_ns)
-        if not span.is_recording():
+        if self._sampler.should_sample(context, trace, name).decision is not Decision.RECORD_AND_SAMPLE:
             return
-        span.set_attributes(_attributes(call, code))
+        span = _span(name, trace.to_bytes(16, "big"), call.started_ns, call.started_ns + int(seconds * 1e9))
+        span.kind = Span.SPAN_KIND_SERVER
+        span.attributes.extend(attributes(_about(call, code)))
+        if parent.is_valid:
+            span.parent_span_id = parent.span_id.to_bytes(8, "big")
+            span.trace_state = parent.trace_state.to_header()
+            span.flags |= SpanFlags.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
         if code in _FAULTS:
-            span.set_status(Status(StatusCode.ERROR))
-        parent = set_span_in_context(span, Context())
+            span.status.code = Status.STATUS_CODE_ERROR
         for stage in call.stages:
-            self._add_stage(stage, parent, call.started_ns, end)
-        span.end(end)
+            self._add_stage(stage, span)
+        self._sender.put(span)
 
     def close(self, timeout_s: float) -> None:
         """Send what waits and end the thread, or give up after `timeout_s` seconds (and half a second more)."""
         for batch in list(self._open):
             self._end(batch)
-        closing = threading.Thread(target=self._processor.shutdown, name="latentry-traces", daemon=True)
-        closing.start()
-        closing.join(timeout_s)
-        if closing.is_alive():
-            self._exporter.shutdown()
-            closing.join(_LAST_WORDS_S)
+        self._sender.close(timeout_s)
 
-    def _tracer(self, sampler: Sampler) -> Tracer:
-        about = Resource({"service.name": "latentry", "service.version": __version__})
-        provider = TracerProvider(
-            sampler,
-            Resource.create().merge(about).merge(OTELResourceDetector().detect()),  # what the environment says wins
-            shutdown_on_exit=False,
-            span_limits=SpanLimits(max_span_attribute_length=_MOST_CHARACTERS),
-        )
-        provider.add_span_processor(self._processor)
-        return provider.get_tracer("latentry", __version__)
-
-    def _add_stage(self, stage: Stage, parent: Context, first: int, last: int) -> None:
+    def _add_stage(self, stage: Stage, parent: Span) -> None:
         # Clocks differ by microseconds, and the wall clock may be set during a call: a stage lies within its call.
+        first, last = parent.start_time_unix_nano, parent.end_time_unix_nano
         start = min(max(stage.started_ns, first), last)
         end = min(max(stage.started_ns + int(stage.seconds * 1e9), start), last)
-        attributes = {"latentry.graph": stage.graph} if stage.graph else None
-        span = self._calls.start_span(stage.name, parent, attributes=attributes, start_time=start)
+        span = _span(stage.name, parent.trace_id, start, end)
+        span.parent_span_id = parent.span_id
+        span.trace_state = parent.trace_state
+        if stage.graph:
+            span.attributes.extend(attributes({"latentry.graph": stage.graph}))
         if stage.batch is not None:
             batch = self._batch(stage.batch, stage.graph)
-            span.add_link(batch.span.get_span_context())
-            batch.span.add_link(span.get_span_context())
-        span.end(end)
+            _link(span, batch.span)
+            if batch in self._open:
+                _link(batch.span, span)
+        self._sender.put(span)
 
     def _batch(self, run: Run, graph: str) -> _Batch:
         """The batch's span, which stays open a while for the links to the calls that end later."""
         if isinstance(run.trace, _Batch):
             return run.trace
-        counts = {"latentry.rows": run.rows, "latentry.padding": run.padding}
-        span = self._batches.start_span("batch", Context(), attributes=counts, start_time=run.started_ns)
-        span.set_attribute("latentry.graph", graph)
-        run.trace = batch = _Batch(span, run.started_ns + int(run.seconds * 1e9))
+        trace = _IDS.generate_trace_id().to_bytes(16, "big")
+        span = _span("batch", trace, run.started_ns, run.started_ns + int(run.seconds * 1e9))
+        about: dict[str, str | int] = {
+            "latentry.graph": graph,
+            "latentry.rows": run.rows,
+            "latentry.padding": run.padding,
+        }
+        span.attributes.extend(attributes(about))
+        run.trace = batch = _Batch(span)
         self._open.add(batch)
         asyncio.get_running_loop().call_later(_BATCH_OPEN_S, self._end, batch, context=TaskContext())
         return batch
@@ -160,79 +139,14 @@ class Tracing:
     def _end(self, batch: _Batch) -> None:
         if batch in self._open:
             self._open.remove(batch)
-            batch.span.end(batch.end)
+            self._sender.put(batch.span)
 
 
 @dataclass(slots=True, eq=False)
 class _Batch:
-    """The open span of a batch, and when it ended."""
+    """The span of a batch."""
 
     span: Span
-    end: int
-
-
-class _Exporter(SpanExporter):
-    """OTLP over gRPC; says when spans begin to be lost and when they arrive again, not more."""
-
-    def __init__(self, endpoint: str, lost: Callable[[int], object]) -> None:
-        self._endpoint = endpoint
-        self._otlp = OTLPSpanExporter(endpoint)
-        self._tell_lost = lost
-        self._lost = 0
-        self.taken = 0
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        self.taken += len(spans)
-        result = SpanExportResult.FAILURE
-        try:
-            result = self._otlp.export(spans)
-        finally:
-            self._count(len(spans), result is SpanExportResult.SUCCESS)
-        return result
-
-    def shutdown(self) -> None:
-        """Close the connection; what is being sent fails."""
-        self._otlp.shutdown()
-
-    def _count(self, spans: int, delivered: bool) -> None:
-        if delivered and self._lost:
-            log.warning("traces: %s takes them again; %d spans were lost", self._endpoint, self._lost)
-            self._lost = 0
-        elif not delivered:
-            self._tell_lost(spans)
-            if not self._lost:
-                log.warning("traces: %s does not take them; spans are dropped until it does", self._endpoint)
-            self._lost += spans
-
-
-class _Queue(BatchSpanProcessor):
-    """The SDK's queue. It would drop the oldest in silence: here the newest is refused instead, and counted."""
-
-    def __init__(self, exporter: _Exporter, lost: Callable[[int], object]) -> None:
-        super().__init__(exporter, max_queue_size=_MOST_WAITING, max_export_batch_size=_MOST_AT_ONCE)
-        self._exporter = exporter
-        self._tell_lost = lost
-        self._put = 0
-
-    def on_end(self, span: ReadableSpan) -> None:
-        """Put `span` into the queue if there is room."""
-        if self._put - self._exporter.taken >= _MOST_WAITING:
-            self._tell_lost(1)
-            return
-        self._put += 1
-        super().on_end(span)
-
-
-def _check(endpoint: str) -> None:
-    wanted = "a collector's address such as http://localhost:4317"
-    try:
-        parts = urlsplit(endpoint)
-        ok = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        ok = ok and "@" not in parts.netloc  # the address goes into the log
-    except ValueError:
-        ok = False
-    if not ok:
-        raise ConfigError(f"trace_endpoint: got {endpoint!r}, wanted {wanted}")
 
 
 def _context(metadata: Iterable[tuple[str, str | bytes]]) -> Context:
@@ -246,8 +160,8 @@ def _context(metadata: Iterable[tuple[str, str | bytes]]) -> Context:
     return _PROPAGATOR.extract(headers, Context())
 
 
-def _attributes(call: Call, code: grpc.StatusCode) -> dict[str, str | int]:
-    attributes: dict[str, str | int] = {
+def _about(call: Call, code: grpc.StatusCode) -> Mapping[str, str | int]:
+    about: dict[str, str | int] = {
         "rpc.system": "grpc",
         "rpc.service": _SERVICES[call.rpc],
         "rpc.method": call.rpc,
@@ -256,4 +170,20 @@ def _attributes(call: Call, code: grpc.StatusCode) -> dict[str, str | int]:
         "latentry.priority": call.priority,
     }
     named = {"model": call.model, "version": call.version, "request_id": call.request_id}
-    return attributes | {f"latentry.{name}": value for name, value in named.items() if value}
+    return about | {f"latentry.{name}": value for name, value in named.items() if value}
+
+
+def _span(name: str, trace: bytes, start: int, end: int) -> Span:
+    return Span(
+        name=name,
+        trace_id=trace,
+        span_id=_IDS.generate_span_id().to_bytes(8, "big"),
+        flags=TraceFlags.SAMPLED | SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK,
+        kind=Span.SPAN_KIND_INTERNAL,
+        start_time_unix_nano=start,
+        end_time_unix_nano=end,
+    )
+
+
+def _link(span: Span, to: Span) -> None:
+    span.links.add(trace_id=to.trace_id, span_id=to.span_id, flags=to.flags)

@@ -184,6 +184,21 @@ def test_health_can_be_checked_and_watched_by_name(start: Callable[..., Server])
     assert server.wait() == 0
 
 
+def test_watchers_hear_of_the_end_though_others_have_left(start: Callable[..., Server]) -> None:
+    server = start()
+    with grpc.insecure_channel(f"localhost:{server.port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        names = ["", "", "linear", "nothing"]
+        watches = [health.Watch(health_pb2.HealthCheckRequest(service=name), timeout=30) for name in names]
+        unknown = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        assert [next(watch).status for watch in watches] == [SERVING, SERVING, SERVING, unknown]
+        watches[0].cancel()
+        assert health.Check(health_pb2.HealthCheckRequest()).status == SERVING
+        server.process.send_signal(signal.SIGTERM)
+        assert [next(watches[1]).status, next(watches[2]).status] == [NOT_SERVING, NOT_SERVING]
+    assert server.wait() == 0
+
+
 def test_the_health_command_says_it_by_its_exit_status(
     start: Callable[..., Server], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -247,6 +247,9 @@ def test_administration_that_others_reach_wants_identities_even_if_insecure(tmp_
         Settings(host="0.0.0.0", insecure=True, admin_port=0)  # noqa: S104 - what the test is about
     assert Settings(host="0.0.0.0", insecure=True, admin_port=0, identities=tmp_path).admin_port == 0  # noqa: S104
     assert Settings(admin_port=0).admin_port == 0
+    tls = {"tls_certificate": tmp_path, "tls_key": tmp_path, "tls_client_ca": tmp_path}
+    with pytest.raises(ConfigError, match="a certificate alone is no admin's"):
+        Settings(admin_port=0, **tls)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "[::1]", "127.3.2.1", "::ffff:127.0.0.1"])
