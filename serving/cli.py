@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import sys
 
 from serving import logs, settings_sources, settings_text
 from serving.errors import StartError
 from serving.settings import Settings
+
+log = logging.getLogger(__name__)
 
 SERVE = """\
 Serve the models of a repository, <DIR>/<name>/<version>/, over gRPC. Without arguments: the model that comes with
@@ -63,6 +66,10 @@ def run_serve(args: argparse.Namespace) -> int:
     except StartError as error:
         _say(f"latentry serve: {error}")
         return error.exit_code
+    except Exception as error:  # what nobody thought of; the log has the particulars
+        log.exception("it cannot go on")
+        _say(f"latentry serve: {type(error).__name__}: {error}")
+        return StartError.exit_code
     return 0
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,9 @@ from serving import call
 from serving.batcher import Array, Batcher
 from serving.drift import Drift, Reconstruction
 from serving.engine import Graph
+from serving.errors import ServiceError
+
+log = logging.getLogger(__name__)
 
 Float32s = npt.NDArray[np.float32]
 
@@ -136,6 +140,10 @@ class Model:
             task.add_done_callback(self._checks.discard)
 
     async def _reconstruct(self, images: Array, mean: Float32s) -> None:
-        with contextlib.suppress(Exception):  # a full queue or an engine's failure is told to calls, and counted there
+        try:
             results = await self.batchers[DECODER].submit(mean, _MEANS, background=True)
-            self._reconstruction.observe(images, results["mean"])
+            await asyncio.to_thread(self._reconstruction.observe, images, results["mean"])
+        except ServiceError:  # a full queue or an engine's failure is told to calls, and counted there
+            pass
+        except Exception:
+            log.exception("an image could not be held against its reconstruction")

@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -60,7 +61,8 @@ class Pool:
             self._ready.append(queue)
         if self._idle and not self._asked:
             self._asked = True
-            asyncio.get_running_loop().call_soon(self._assign)
+            # In a context of its own: what follows is not part of the call that happened to come first.
+            asyncio.get_running_loop().call_soon(self._assign, context=Context())
 
     async def call(self, device: int, work: Callable[[], T]) -> T:
         """Run `work` in the device's thread, between batches."""

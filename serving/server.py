@@ -79,7 +79,7 @@ class Service:
         self._access = Access(settings.identities, settings.tls_client_ca is not None)
         self._certificates = _certificates(settings)
         self._listeners: list[Listener] = [RequestLog(settings.request_log_level)]
-        self._tracing = _tracing(settings)
+        self._tracing = _tracing(settings, self.metrics)
         if self._tracing is not None:
             self._listeners.append(self._tracing)
         self._gate = Gate(self.metrics.in_flight.set)
@@ -136,6 +136,8 @@ class Service:
             await server.stop(None)
         if hasattr(self, "reloader"):
             await self.reloader.close()
+            for model in self.catalog.all():
+                await model.retire(0.0)
         await self._pages.close()
         for close in self._closers:
             close()
@@ -172,6 +174,7 @@ class Service:
         for device in chosen:
             log.info("device %s: %s (%s), %d threads", device.name, device.provider, device.reason, device.threads)
             self.metrics.device_up.labels(device.name, device.provider).set(1)
+            self.metrics.engine_restarts.labels(device.name)  # there from the start, so that the first one is a rise
         pool = Pool(len(chosen))
         loader = Loader(settings, chosen, pool, self.metrics, lambda: self.health.look())
         self._closers += [loader.close, pool.close]
@@ -270,12 +273,12 @@ def _certificates(settings: Settings) -> Certificates | None:
     return Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
 
 
-def _tracing(settings: Settings) -> Any:
+def _tracing(settings: Settings, metrics: Metrics) -> Any:
     if not settings.trace_endpoint:
         return None
     from serving.tracing import Tracing  # here, because it needs an extra that others do without
 
-    return Tracing(settings.trace_endpoint, settings.trace_share)
+    return Tracing(settings.trace_endpoint, settings.trace_share, metrics.trace_spans_lost.inc)
 
 
 def _bracketed(host: str) -> str:

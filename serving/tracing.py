@@ -19,10 +19,11 @@ from contextvars import Context as TaskContext
 from dataclasses import dataclass
 
 import grpc
+from google.protobuf import descriptor_pool
 
-from latentry.v1 import admin_pb2, vae_pb2
 from serving.batcher import Run
 from serving.call import Call, Stage
+from serving.interceptor import ADMIN_SERVICE, SERVICE
 from serving.trace_sender import TraceSender, attributes  # before opentelemetry: it says what to install
 
 from opentelemetry.context import Context  # isort: skip
@@ -36,10 +37,9 @@ _BATCH_OPEN_S = 1.0  # calls of a batch that end within this time of the first a
 
 # The service of each call by the call's name, which no two services share.
 _SERVICES = {
-    method.name: service.full_name
-    for file in (vae_pb2.DESCRIPTOR, admin_pb2.DESCRIPTOR)
-    for service in file.services_by_name.values()
-    for method in service.methods
+    method.name: service
+    for service in (SERVICE, ADMIN_SERVICE)
+    for method in descriptor_pool.Default().FindServiceByName(service).methods
 }
 _PROPAGATOR = TraceContextTextMapPropagator()
 _IDS = RandomIdGenerator()

@@ -447,8 +447,10 @@ async def test_closing_fails_what_waits_and_refuses_what_comes(batcher: Batcher,
 async def test_refusing_when_full_takes_microseconds(puppet: Puppet, pool: Pool) -> None:
     """However long the queue is; the bound here is generous, for slow machines."""
     many = make(puppet, pool, max_batch=1000, max_waiting=20_000)
-    waiting = [submit(many, 1) for _ in range(21_000)]
+    waiting = [submit(many, 1) for _ in range(1_000)]
     await puppet.began()
+    waiting += [submit(many, 1) for _ in range(20_000)]
+    await asyncio.sleep(0)
     started = time.perf_counter()
     for _ in range(1000):
         with pytest.raises(QueueFull):
