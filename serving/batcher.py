@@ -23,21 +23,15 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from serving.batches import Array, Batch, Job, Results, Room, Run, gather, join
 from serving.errors import DeadlinePassed, EngineFailed, QueueFull
 from serving.pool import Pool
 
 log = logging.getLogger(__name__)
-
-Array = npt.NDArray[Any]
-Results = Mapping[str, Array]
 
 
 class Engine(Protocol):
@@ -51,19 +45,6 @@ class Engine(Protocol):
 
     def restart(self) -> None:
         """Begin anew after a failure; raises if that fails too."""
-
-
-@dataclass(slots=True, eq=False)
-class Run:
-    """One run of a graph on a batch: its rows and the padding beside them, when it began (wall clock) and how long it
-    took. `trace` is the tracer's, shared by all calls of the batch.
-    """
-
-    rows: int
-    padding: int
-    started_ns: int
-    seconds: float
-    trace: object | None = None
 
 
 class Observer(Protocol):
@@ -80,43 +61,6 @@ class Observer(Protocol):
 
     def up(self, device: int, up: bool) -> None:
         """The engine of a device works again, or does not."""
-
-
-@dataclass(slots=True)
-class Room:
-    """How many rows may wait in a group of queues, and how many do."""
-
-    limit: int
-    rows: int = 0
-
-    def lacks(self, rows: int) -> bool:
-        """Whether so many more would be too many. Into an empty room any one call goes."""
-        return self.rows > 0 and self.rows + rows > self.limit
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    rows: Array
-    outputs: frozenset[str]
-    deadline: float | None
-    background: bool
-    tell: Callable[[float, Run], None]
-    future: asyncio.Future[Results]
-    submitted: float
-    begun: int = 0  # rows that have been put into a batch
-    parts: list[Results | None] = field(default_factory=list)  # in the order of the rows; None: runs still
-
-    @property
-    def left(self) -> int:
-        return len(self.rows) - self.begun
-
-
-@dataclass(slots=True)
-class _Batch:
-    jobs: list[tuple[_Job, int]]  # each with its number of rows in this batch
-    parts: list[int]  # of each job, which of its parts these rows are
-    rows: Array
-    outputs: frozenset[str]
 
 
 def _tell_nobody(queue_s: float, run: Run) -> None:
@@ -142,8 +86,8 @@ class Batcher:
         self._rooms = (*rooms, Room(0))  # the last is this queue's own count
         self._max_batch = max_batch
         self._max_delay_s = max_delay_s
-        self._interactive: deque[_Job] = deque()
-        self._background: deque[_Job] = deque()
+        self._interactive: deque[Job] = deque()
+        self._background: deque[Job] = deque()
         self._down: set[int] = set()  # devices whose engine failed and has not come back yet
         self._closed = False
         self._seconds_a_row = 0.001  # a running estimate, for the advice to callers that find the queue full
@@ -181,7 +125,7 @@ class Batcher:
                 message = f"queue full: {room.rows} items are waiting of at most {room.limit}; try again"
                 raise QueueFull(message, room.rows * self._seconds_a_row)
         loop = asyncio.get_running_loop()
-        job = _Job(rows, outputs, deadline, background, tell, loop.create_future(), loop.time())
+        job = Job(rows, outputs, deadline, background, tell, loop.create_future(), loop.time())
         (self._background if background else self._interactive).append(job)
         self._count(len(rows))
         self._pool.wake(self)
@@ -218,15 +162,15 @@ class Batcher:
         if not chosen:
             return None
         try:
-            batch = _gather(chosen)
+            batch = gather(chosen)
         except Exception as error:  # no memory for the batch: its calls fail, the queue goes on
             self._fail(chosen, error)
             return None
         return partial(self._run, device, batch, asyncio.get_running_loop().time())
 
-    def _choose(self, background_first: bool) -> list[tuple[_Job, int]]:
+    def _choose(self, background_first: bool) -> list[tuple[Job, int]]:
         now = asyncio.get_running_loop().time()
-        chosen: list[tuple[_Job, int]] = []
+        chosen: list[tuple[Job, int]] = []
         room = self._max_batch
         queues = [self._interactive, self._background]
         for queue in reversed(queues) if background_first else queues:
@@ -244,7 +188,7 @@ class Batcher:
             queue.extend(unfinished)
         return chosen
 
-    def _worth_running(self, job: _Job, now: float) -> bool:
+    def _worth_running(self, job: Job, now: float) -> bool:
         """False for a call that is cancelled or that will be late whatever is done, which is told so."""
         if not job.future.done() and job.deadline is not None:
             batches = -(-job.left // self._max_batch)
@@ -255,7 +199,7 @@ class Batcher:
 
     # ---- in the device's thread ----
 
-    def _run(self, device: int, batch: _Batch, taken: float) -> Callable[[], None]:
+    def _run(self, device: int, batch: Batch, taken: float) -> Callable[[], None]:
         engine = self._engines[device]
         wall, started = time.time_ns(), time.perf_counter()
         try:
@@ -272,14 +216,14 @@ class Batcher:
 
     # ---- in the loop ----
 
-    def _hand_out(self, batch: _Batch, taken: float, run: Run, results: Results) -> None:
+    def _hand_out(self, batch: Batch, taken: float, run: Run, results: Results) -> None:
         try:
             self._answer(batch, taken, run, results)
         except Exception as error:
             self._fail(batch.jobs, error)  # each call is answered, whatever happens
             raise
 
-    def _answer(self, batch: _Batch, taken: float, run: Run, results: Results) -> None:
+    def _answer(self, batch: Batch, taken: float, run: Run, results: Results) -> None:
         self._seconds_a_row += 0.1 * (run.seconds / run.rows - self._seconds_a_row)
         self._fastest_s = min(self._fastest_s or run.seconds, run.seconds)
         self._observer.ran(run, [taken - job.submitted for job, _ in batch.jobs])
@@ -290,9 +234,9 @@ class Batcher:
             job.tell(taken - job.submitted, run)
             # Of two devices, the one with the later part may be done first.
             if job.begun == len(job.rows) and None not in job.parts and not job.future.done():
-                job.future.set_result(_join([each for each in job.parts if each is not None]))
+                job.future.set_result(join([each for each in job.parts if each is not None]))
 
-    def _failed(self, device: int, batch: _Batch, restarted: bool, error: Exception) -> None:
+    def _failed(self, device: int, batch: Batch, restarted: bool, error: Exception) -> None:
         failure = EngineFailed()
         failure.__cause__ = error
         self._fail(batch.jobs, failure)
@@ -320,13 +264,13 @@ class Batcher:
             while queue:
                 self._fail([(queue.popleft(), 0)], EngineFailed())
 
-    def _fail(self, jobs: list[tuple[_Job, int]], error: Exception) -> None:
+    def _fail(self, jobs: list[tuple[Job, int]], error: Exception) -> None:
         for job, _ in jobs:
             with contextlib.suppress(asyncio.InvalidStateError):  # answered, or cancelled
                 job.future.set_exception(error)
             self._forget(job)
 
-    def _forget(self, job: _Job) -> None:
+    def _forget(self, job: Job) -> None:
         """Count the rows that will not run any more out of the queue, once; the job itself falls out when reached."""
         self._count(-job.left)
         job.rows, job.begun = job.rows[:0], 0
@@ -344,20 +288,3 @@ def _restarted(engine: Engine) -> bool:
         log.exception("an engine could not be restarted")
         return False
     return True
-
-
-def _gather(chosen: list[tuple[_Job, int]]) -> _Batch:
-    pieces, parts = [], []
-    for job, n in chosen:
-        pieces.append(job.rows[job.begun : job.begun + n])
-        job.begun += n
-        parts.append(len(job.parts))
-        job.parts.append(None)
-    rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-    return _Batch(chosen, parts, rows, frozenset().union(*(job.outputs for job, _ in chosen)))
-
-
-def _join(parts: list[Results]) -> Results:
-    if len(parts) == 1:
-        return parts[0]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

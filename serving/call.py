@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from serving.batcher import Run
+from serving.batches import Run
 
 INTERACTIVE, BACKGROUND = "interactive", "background"  # priorities
 

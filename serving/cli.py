@@ -60,7 +60,7 @@ def run_serve(args: argparse.Namespace) -> int:
             print(settings_text.to_toml(settings, sources), end="")
             return 0
         logs.configure(settings.log_level, settings.log_format)
-        from serving.server import serve  # here, so that `--help` does not wait for onnxruntime
+        from serving.process import serve  # here, so that `--help` does not wait for onnxruntime
 
         asyncio.run(serve(settings, lambda: Settings(args.config, **given)))
     except StartError as error:

@@ -12,6 +12,7 @@ whatever else is raised into INTERNAL, which says nothing of the inside. `StartE
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import grpc
@@ -120,7 +121,7 @@ class _Retryable(ServiceError):
 
     def details(self) -> Sequence[Message]:
         delay = duration_pb2.Duration()
-        delay.FromMilliseconds(round(self.retry_after_s * 1000))
+        delay.FromMilliseconds(math.ceil(self.retry_after_s * 1000))
         return [error_details_pb2.RetryInfo(retry_delay=delay)]
 
 

@@ -126,8 +126,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
             with self._gate.passing():
                 context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
                 reply = await behaviour(data, call, context)
-            ended(grpc.StatusCode.OK)
-            return reply
         except ServiceError as error:
             refusal = error
             if isinstance(error, QuotaExceeded):
@@ -140,6 +138,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         except Exception:
             log.exception("%s failed", rpc)
             refusal = Internal()
+        else:
+            ended(grpc.StatusCode.OK)
+            return reply
         ended(refusal.code)
         await context.abort(refusal.code, str(refusal), (*refusal.trailers(), (REQUEST_ID_KEY, call.request_id)))
         raise AssertionError("abort raises")

@@ -16,7 +16,8 @@ from typing import TypeVar
 
 from latentry import manifest
 from latentry.manifest import Manifest, ModelFolder
-from serving.batcher import Batcher, Room, Run
+from serving.batcher import Batcher
+from serving.batches import Room, Run
 from serving.devices import Device
 from serving.drift import Drift, Reconstruction
 from serving.engine import BadGraph, Graph, load_graphs

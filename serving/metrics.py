@@ -21,7 +21,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from serving.batcher import Run
+from serving.batches import Run
 from serving.drift import Figures
 
 # 0.25 ms to 16 s, each twice the last: a call with a warm CPU graph takes about 1 ms, a full queue seconds.

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from latentry.manifest import Manifest, ModelFolder
 from serving import call
-from serving.batcher import Array, Batcher
+from serving.batcher import Batcher
+from serving.batches import Array
 from serving.drift import Drift, Reconstruction
 from serving.engine import Graph
 from serving.errors import ServiceError

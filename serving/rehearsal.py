@@ -3,13 +3,14 @@
 A graph that crashes ONNX Runtime, eats the memory or never returns ends the rehearsal, not the service. It runs on the
 CPU at low priority, so that calls go on at their pace; the device itself is tried when the version is loaded.
 
-    python -m serving.rehearsal FOLDER MAX_BATCH_SIZE
+    python -m serving.rehearsal FOLDER MAX_BATCH_SIZE PID_OF_THE_SERVER
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from latentry import manifest
 
 TIMEOUT_S = 120.0
 _LAST_LINE_BYTES = 4096
+_PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
 
 
 class RehearsalFailed(ValueError):
@@ -32,7 +34,7 @@ class RehearsalFailed(ValueError):
 async def rehearse(folder: Path, max_batch: int, timeout_s: float | None = None) -> None:
     """Load and run the version in a child process; raises `RehearsalFailed` with what it said."""
     timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
-    command = [sys.executable, "-m", "serving.rehearsal", str(folder), str(max_batch)]
+    command = [sys.executable, "-m", "serving.rehearsal", str(folder), str(max_batch), str(os.getpid())]
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
     )
@@ -54,11 +56,12 @@ async def rehearse(folder: Path, max_batch: int, timeout_s: float | None = None)
         raise RehearsalFailed(lines[-1] if lines else f"exit status {status}", transient=False)
 
 
-def main(folder: Path, max_batch: int) -> int:
+def main(folder: Path, max_batch: int, server: int) -> int:
     """Load the graphs and run them once; what is wrong is the last line on stderr."""
     from serving import engine  # here, so that asking for a rehearsal does not wait for onnxruntime
     from serving.devices import CPU, Device
 
+    _end_with(server)
     with contextlib.suppress(OSError):
         os.nice(19)
         Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, this process goes first
@@ -72,5 +75,14 @@ def main(folder: Path, max_batch: int) -> int:
     return 0
 
 
+def _end_with(server: int) -> None:
+    """A server that dies leaves nothing behind that runs for ever; where the system cannot see to that, time does."""
+    signal.alarm(int(TIMEOUT_S) + 10)
+    with contextlib.suppress(OSError, AttributeError):  # no such call, no such library
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != server:  # it has died already
+        sys.exit(1)
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))

@@ -199,7 +199,7 @@ class Reloader:
             reason = str(error).replace(f"{self.root.absolute()}/", "").replace(f"{self.root}/", "")[:_LONGEST]
             self._catalog.refuse(name, version, Refusal(reason, before, retry_at))
             self._metrics.reloads.labels(name, "refused").inc()
-            log.error("refused %s version %d: %s", name, version, reason)
+            log.error("refused %s version %d: %s", name, version, reason)  # noqa: TRY400 # the reason says it all
         self._show(name)
 
     async def _load(self, name: str, version: int, folder: Path, *, rehearsed: bool) -> None:

@@ -1,6 +1,6 @@
 """The model repository on disk: finds `<root>/<name>/<version>/` and notices when a folder changes.
 
-Reads names and times only; what a folder holds is verified by `latentry.manifest.read`. Knows nothing of what is loaded.
+Reads names and times only; what a folder holds is verified by `latentry.manifest.read`. Knows not what is loaded.
 """
 
 from __future__ import annotations

@@ -7,10 +7,7 @@ before that raises `StartError`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import signal
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +24,7 @@ from serving.access_interceptor import AccessInterceptor
 from serving.admin import AdminServicer
 from serving.catalog import Catalog
 from serving.codec_threads import CodecThreads
-from serving.errors import PortTaken, StartError
+from serving.errors import PortTaken
 from serving.gate import Gate
 from serving.health import Health, HealthServicer
 from serving.interceptor import ADMIN_SERVICE, SERVICE, CallInterceptor, Listener
@@ -294,50 +291,3 @@ def _check_free(host: str, port: int) -> None:
             trial.bind(address)
     except OSError as error:
         raise PortTaken(f"cannot listen on {_bracketed(host)}:{port}: {error.strerror or error}") from error
-
-
-async def serve(settings: Settings, again: Callable[[], Settings] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, drain, exit with status 0; a second signal exits at once.
-
-    SIGHUP looks at the repository, and takes over log level and labels of `again()`, the settings read anew.
-    """
-    asked, at_once, reread = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: (at_once if asked.is_set() else asked).set())
-    loop.add_signal_handler(signal.SIGHUP, reread.set)
-    service = Service(settings)
-    starting = asyncio.ensure_future(service.start())
-    told = asyncio.ensure_future(asked.wait())
-    await asyncio.wait([starting, told], return_when=asyncio.FIRST_COMPLETED)
-    if starting.done():
-        try:
-            starting.result()
-        except BaseException:
-            await service.stop()
-            raise
-        rereading = asyncio.ensure_future(_reread(service, reread, again or (lambda: settings)))
-        await told
-        rereading.cancel()
-        steps = [asyncio.ensure_future(step) for step in (service.drain(), at_once.wait())]
-        await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
-        service.end_traces()
-    log.info("stopped")
-    # Not `Service.stop`: grpc's own end answers calls that are arriving with CANCELLED, which no client tries again.
-    # When the sockets close, they fail with UNAVAILABLE.
-    with contextlib.suppress(OSError):
-        logging.shutdown()
-    os._exit(0)
-
-
-async def _reread(service: Service, asked: asyncio.Event, again: Callable[[], Settings]) -> None:
-    while True:
-        await asked.wait()
-        asked.clear()
-        try:
-            settings = again()
-        except StartError as error:
-            log.error("SIGHUP: %s; what was configured before stays", error)  # noqa: TRY400 # one line is enough
-            continue
-        await service.reconfigure(settings)
-        log.info("SIGHUP: the repository was looked at, log level %s", logs.level())

@@ -18,7 +18,7 @@ import numpy as np
 from latentry.v1 import vae_pb2 as pb
 from latentry.v1 import vae_pb2_grpc
 from serving import call, codec, latents
-from serving.batcher import Array
+from serving.batches import Array
 from serving.catalog import Catalog
 from serving.codec_threads import CodecThreads
 from serving.errors import InvalidArgument

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import grpc
 from google.protobuf import descriptor_pool
 
-from serving.batcher import Run
+from serving.batches import Run
 from serving.call import Call, Stage
 from serving.interceptor import ADMIN_SERVICE, SERVICE
 from serving.trace_sender import TraceSender, attributes  # before opentelemetry: it says what to install

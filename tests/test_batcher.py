@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.batcher import Batcher, Room, Run
+from serving.batcher import Batcher
+from serving.batches import Room, Run
 from serving.errors import DeadlinePassed, EngineFailed, QueueFull
 from serving.pool import Pool
 
@@ -401,7 +402,7 @@ async def test_an_engine_that_cannot_be_restarted_is_tried_again_and_its_calls_a
         await batcher.submit(rows(3), OUT)
     assert (puppet.waiting_now, batcher.up) == (0, False)
     puppet.error = None
-    while not batcher.up:
+    while not batcher.up:  # noqa: ASYNC110 - the batcher has no event for tests
         await asyncio.sleep(0.05)
     assert puppet.ups == [(0, False), (0, True)]
     assert await values(submit(batcher, 7)) == [14]

@@ -27,7 +27,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, SpanFlags, Status
 from latentry.v1 import vae_pb2 as pb
 from latentry.v1 import vae_pb2_grpc
 from serving import tracing
-from serving.batcher import Run
+from serving.batches import Run
 from serving.call import Call, Stage
 from serving.errors import ConfigError
 from serving.tracing import Tracing

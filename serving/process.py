@@ -1,0 +1,64 @@
+"""The process around the service: signals, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable
+
+from serving import logs
+from serving.errors import StartError
+from serving.server import Service
+from serving.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+async def serve(settings: Settings, again: Callable[[], Settings] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, drain, exit with status 0; a second signal exits at once.
+
+    SIGHUP looks at the repository, and takes over log level and labels of `again()`, the settings read anew.
+    """
+    asked, at_once, reread = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: (at_once if asked.is_set() else asked).set())
+    loop.add_signal_handler(signal.SIGHUP, reread.set)
+    service = Service(settings)
+    starting = asyncio.ensure_future(service.start())
+    told = asyncio.ensure_future(asked.wait())
+    await asyncio.wait([starting, told], return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        try:
+            starting.result()
+        except BaseException:
+            await service.stop()
+            raise
+        rereading = asyncio.ensure_future(_reread(service, reread, again or (lambda: settings)))
+        await told
+        rereading.cancel()
+        steps = [asyncio.ensure_future(step) for step in (service.drain(), at_once.wait())]
+        await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
+        service.end_traces()
+    log.info("stopped")
+    # Not `Service.stop`: grpc's own end answers calls that are arriving with CANCELLED, which no client tries again.
+    # When the sockets close, they fail with UNAVAILABLE.
+    with contextlib.suppress(OSError):
+        logging.shutdown()
+    os._exit(0)
+
+
+async def _reread(service: Service, asked: asyncio.Event, again: Callable[[], Settings]) -> None:
+    while True:
+        await asked.wait()
+        asked.clear()
+        try:
+            settings = again()
+        except StartError as error:
+            log.error("SIGHUP: %s; what was configured before stays", error)  # noqa: TRY400 # one line is enough
+            continue
+        await service.reconfigure(settings)
+        log.info("SIGHUP: the repository was looked at, log level %s", logs.level())
