@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from latentry.client import check_token
 from latentry.connection import add_connection_arguments, credentials_of, token_of
 from latentry.v1 import admin_pb2 as pb
 from latentry.v1 import admin_pb2_grpc
@@ -55,6 +56,8 @@ def run_admin(args: argparse.Namespace) -> int:
     """Make the call and print what came of it; 1 if it was refused, 2 if the flags make no sense."""
     try:
         credentials, token = credentials_of(args), token_of(args)
+        if token is not None:
+            check_token(token, args.server, secure=credentials is not None)
     except (OSError, ValueError) as error:
         print(f"latentry admin: {error}", file=sys.stderr)
         return 2

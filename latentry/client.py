@@ -31,6 +31,7 @@ Dtype = Literal["uint8", "float32"]
 Priority = Literal["interactive", "background"]
 
 DEFAULT_TARGET = "localhost:50051"
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{1,512}=*")  # RFC 6750
 _LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+|\[::1\]):|unix:")
 _ATTEMPTS = 5  # as many as gRPC allows: pauses of about 0.2, 0.4, 0.8 and 1.6 s between them
 _RETRY = {
@@ -57,6 +58,14 @@ class LatentryError(Exception):
         super().__init__(f"{code.name}: {message}")
 
 
+def check_token(token: str, target: str, *, secure: bool) -> None:
+    """Raise `ValueError`, which does not repeat the token, if it is none or must not go to `target`."""
+    if not _TOKEN.fullmatch(token):
+        raise ValueError(f"token: got {len(token)} characters that are none, wanted what `latentry token` printed")
+    if not secure and not _LOOPBACK.match(target):
+        raise ValueError(f"token: got one without tls for {target}, where others could read it on its way")
+
+
 class _Target:
     """What both clients know: where the server is and which model is meant."""
 
@@ -77,12 +86,13 @@ class _Target:
         `model`, and `version` or `label`, choose among the server's models; by default its default model, newest
         version. `background` calls run when no interactive ones wait. `tls` is True to trust the authorities that gRPC
         trusts, or what `grpc.ssl_channel_credentials` makes of others and of a certificate of one's own. A `token`
-        goes with every call, and over TLS only, unless the target is this machine; else `ValueError` is raised.
+        goes with every call, and over TLS only, unless the target is this machine. Raises `ValueError` for what cannot
+        be.
         """
         if version is not None and label is not None:
             raise ValueError(f"version and label: got {version} and {label!r}, wanted one of them")
-        if token is not None and not tls and not _LOOPBACK.match(target):
-            raise ValueError(f"token: got one without tls for {target}, where others could read it on its way")
+        if token is not None:
+            check_token(token, target, secure=bool(tls))
         self.target = target
         self.timeout_s = timeout_s
         self._selector = pb.ModelSelector(name=model, version=version, label=label)

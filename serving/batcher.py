@@ -103,6 +103,10 @@ class Batcher:
         """Whether at least one engine works."""
         return len(self._down) < len(self._engines)
 
+    def works_on(self, device: int) -> bool:
+        """Whether the engine of this device works."""
+        return device not in self._down
+
     async def submit(
         self,
         rows: Array,
@@ -195,6 +199,8 @@ class Batcher:
             if now + batches * self._fastest_s >= job.deadline:
                 job.future.set_exception(DeadlinePassed())
                 self._forget(job)
+        if job.future.done():
+            self._forget(job)  # who waits for it hears of its end a turn later; until then it would seem to wait
         return not job.future.done()
 
     # ---- in the device's thread ----

@@ -45,6 +45,7 @@ class Call:
     request_bytes: int = 0
     reply_bytes: int = 0
     priority: str = INTERACTIVE
+    deadline: float | None = None  # on the loop's clock
     stages: list[Stage] = field(default_factory=list)
     started_ns: int = field(default_factory=time.time_ns)
 

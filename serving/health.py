@@ -59,7 +59,7 @@ class Health:
             changed.clear()
 
     def _is_up(self, name: str) -> bool:
-        return any(model.up for model in self._catalog.versions(name).values())
+        return any(model.up for model in list(self._catalog.versions(name).values()))  # a scrape's thread asks too
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # it has no types

@@ -11,6 +11,7 @@ import logging
 import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from latentry.v1 import admin_pb2, vae_pb2
 from serving import call as records
 from serving.access import Access, Role, credentials_of
 from serving.call import BACKGROUND, INTERACTIVE, Call
-from serving.errors import Internal, InvalidArgument, MessageTooLarge, QuotaExceeded, ServiceError
+from serving.errors import Internal, InvalidArgument, MessageTooLarge, QueueFull, QuotaExceeded, ServiceError
 from serving.gate import Gate
 from serving.metrics import Metrics
 
@@ -34,6 +35,7 @@ PRIORITY_KEY = "latentry-priority"
 REQUEST_ID_KEY = "x-request-id"
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_MAX_UNREAD_BYTES = 64 << 20  # of replies on one connection, before more calls are refused
 _LATE_S = 0.02  # the caller's clock may run out, and its cancellation arrive, a little before ours
 
 Metadata = Sequence[tuple[str, "str | bytes"]]
@@ -44,6 +46,10 @@ class Listener(Protocol):
 
     def ended(self, call: Call, code: grpc.StatusCode, seconds: float, metadata: Metadata) -> None:
         """`call` was answered with `code` after `seconds`."""
+
+
+class _Gone(Exception):
+    """The caller left while it was being answered."""
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in the stubs alone
@@ -66,6 +72,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         self._metrics = metrics
         self._max_message_bytes = max_message_bytes
         self._listeners = listeners
+        self._unread: Counter[str] = Counter()  # bytes of replies that wait for their readers, by connection
 
     async def intercept_service(
         self,
@@ -80,6 +87,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
 
         async def behaviour(data: bytes, call: Call, context: Any) -> bytes:
             self._admit(call, context)
+            if self._unread[call.peer] > _MAX_UNREAD_BYTES:
+                raise QueueFull("replies on this connection are not being read; read them, then try again", 1.0)
             call.request_bytes = len(data)
             most = self._max_message_bytes()
             if len(data) > most:
@@ -89,11 +98,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
             call.reply_bytes = len(written)
             return written
 
-        async def measured(data: bytes, context: Any) -> bytes:
-            return await self._answer(behaviour, rpc, data, context)
+        async def measured(data: bytes, context: Any) -> None:
+            await self._answer(behaviour, rpc, data, context)
 
         # Bytes are parsed here, so that what is no message is counted and answered like every other bad request.
-        return grpc.unary_unary_rpc_method_handler(measured, None, None)
+        # On the wire a stream of one reply is the same as the reply; but `write` returns when the reply has gone.
+        return grpc.unary_stream_rpc_method_handler(measured, None, None)
 
     def _admit(self, call: Call, context: Any) -> None:
         """Who calls, and how urgently; raises `Unauthenticated`, `PermissionDenied` or `InvalidArgument`."""
@@ -111,10 +121,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
 
     async def _answer(
         self, behaviour: Callable[[bytes, Call, Any], Awaitable[bytes]], rpc: str, data: bytes, context: Any
-    ) -> bytes:
+    ) -> None:
         call = records.begin(rpc)
         self._metrics.grpc_started.labels("unary", self._service, rpc).inc()
         started = time.perf_counter()
+        left = context.time_remaining()  # once: gRPC reckons it by the wall clock, which may jump
+        call.deadline = None if left is None else asyncio.get_running_loop().time() + left
         metadata: Metadata = context.invocation_metadata() or ()
         call.request_id = _request_id(metadata)
 
@@ -122,28 +134,47 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
             self._record(call, code, time.perf_counter() - started, metadata)
 
         refusal: ServiceError
+        answered = False
         try:
             with self._gate.passing():
                 context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
                 reply = await behaviour(data, call, context)
+                ended(grpc.StatusCode.OK)
+                answered = True
+                return await self._send(reply, call.peer, context)
         except ServiceError as error:
             refusal = error
             if isinstance(error, QuotaExceeded):
                 self._metrics.quota_refusals.inc()
+        except _Gone:
+            raise asyncio.CancelledError from None
         except asyncio.CancelledError:  # by the caller, by its deadline, or by a server that stops at once
-            left = context.time_remaining()
-            late = left is not None and left <= _LATE_S
-            ended(grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED)
+            if not answered:
+                late = left is not None and time.perf_counter() >= started + left - _LATE_S
+                ended(grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED)
             raise
         except Exception:
             log.exception("%s failed", rpc)
             refusal = Internal()
-        else:
-            ended(grpc.StatusCode.OK)
-            return reply
         ended(refusal.code)
-        await context.abort(refusal.code, str(refusal), (*refusal.trailers(), (REQUEST_ID_KEY, call.request_id)))
-        raise AssertionError("abort raises")
+        try:
+            await context.abort(refusal.code, str(refusal), (*refusal.trailers(), (REQUEST_ID_KEY, call.request_id)))
+        except grpc.aio.AbortError:
+            raise
+        except Exception as gone:  # the caller has; grpc would log it as a fault of ours
+            raise asyncio.CancelledError from gone
+
+    async def _send(self, reply: bytes, peer: str, context: Any) -> None:
+        """Returns when gRPC has passed the reply on; a caller that does not read keeps us here. Raises `_Gone`."""
+        self._unread[peer] += len(reply)
+        try:
+            await context.write(reply)
+        except Exception as gone:
+            raise _Gone from gone
+        finally:
+            self._unread[peer] -= len(reply)
+            if not self._unread[peer]:
+                del self._unread[peer]
 
     def _record(self, call: Call, code: grpc.StatusCode, seconds: float, metadata: Metadata) -> None:
         m = self._metrics

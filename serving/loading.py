@@ -121,7 +121,7 @@ class Loader:
             kind: Batcher(
                 each,
                 self._pool,
-                _Observer(self._metrics.graph(name, version, kind), self._failed, self._up),
+                _Observer(self._metrics.graph(name, version, kind), self._failed, self._changed),
                 rooms=rooms,
                 max_batch=settings.max_batch_size,
                 max_delay_s=settings.max_queue_delay_ms / 1000,
@@ -138,11 +138,6 @@ class Loader:
         drift = None if training is None else Drift(training, drifted)
         return drift, Reconstruction(self._settings.reconstruct_share, reconstructed)
 
-    def _up(self, device: int, up: bool) -> None:
-        about = self._devices[device]
-        self._metrics.device_up.labels(about.name, about.provider).set(up)
-        self._changed()
-
     def _failed(self, device: int) -> None:
         self._metrics.engine_restarts.labels(self._devices[device].name).inc()
 
@@ -150,11 +145,14 @@ class Loader:
 class _Observer:
     """Takes what a batcher tells to the metrics, and an engine's fate to whoever reports health."""
 
-    def __init__(self, metrics: GraphMetrics, failed: Callable[[int], None], up: Callable[[int, bool], None]) -> None:
+    def __init__(self, metrics: GraphMetrics, failed: Callable[[int], None], changed: Callable[[], None]) -> None:
         self.waiting = metrics.waiting
         self.ran: Callable[[Run, Sequence[float]], None] = metrics.ran
         self.failed = failed
-        self.up = up
+        self._changed = changed
+
+    def up(self, device: int, up: bool) -> None:
+        self._changed()
 
 
 def _close(graphs: Graphs) -> None:

@@ -74,6 +74,8 @@ def configure(level: str, style: str, fd: int = 2) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
     )
     logging.captureWarnings(True)
+    # It writes a traceback for each caller that leaves at the wrong moment or sends a header that is no text.
+    logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
     set_level(level)
 
 

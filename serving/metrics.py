@@ -158,10 +158,14 @@ class Metrics:
         self.registry.register(_LostLines(lost))
 
     def forget(self, model: str, version: int) -> None:
-        """A version is unloaded: what describes it as it is goes, what was counted stays."""
-        for gauge in (self.model_info, self.load_seconds, self.warmup_seconds, self.queue_items,
-                      self.latent_drift_nats, self.latent_mean_shift, self.latent_variance_ratio):  # fmt: skip
-            gauge.remove_by_labels({"model": model, "version": str(version)})
+        """A version is unloaded: its series go, so that they do not pile up; its calls stay counted, by code."""
+        for metric in (
+            self.model_info, self.load_seconds, self.warmup_seconds,
+            self.queue_seconds, self.inference_seconds, self.batch_items,
+            self.items, self.padding_items, self.queue_items,
+            self.latent_drift_nats, self.latent_mean_shift, self.latent_variance_ratio, self.reconstruction_error,
+        ):  # fmt: skip
+            metric.remove_by_labels({"model": model, "version": str(version)})
 
     def drifted(self, model: str, version: int, figures: Figures) -> None:
         """How far a model's live traffic is from its training set; before the first call there are no such series."""

@@ -84,6 +84,10 @@ class Model:
         """Whether both graphs have an engine that works."""
         return all(batcher.up for batcher in self.batchers.values())
 
+    def works_on(self, device: int) -> bool:
+        """Whether both graphs' engines of this device work."""
+        return all(batcher.works_on(device) for batcher in self.batchers.values())
+
     @contextlib.contextmanager
     def used(self) -> Iterator[Model]:
         """One call's use of it: it is not freed before the last has ended."""

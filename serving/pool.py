@@ -83,8 +83,8 @@ class Pool:
     def _assign(self) -> None:
         self._asked = False
         for device in sorted(self._idle):
-            while not self._closed:
-                queue = self._choose(device)
+            for _ in range(len(self._ready)):  # each queue once
+                queue = None if self._closed else self._choose(device)
                 if queue is None:
                     break
                 work = queue.take(device, self._fair)

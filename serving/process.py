@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from typing import Any
 
 from serving import logs
 from serving.errors import StartError
@@ -31,6 +32,7 @@ async def serve(settings: Settings, again: Callable[[], Settings] | None = None)
     starting = asyncio.ensure_future(service.start())
     told = asyncio.ensure_future(asked.wait())
     await asyncio.wait([starting, told], return_when=asyncio.FIRST_COMPLETED)
+    status = 0
     if starting.done():
         try:
             starting.result()
@@ -38,17 +40,24 @@ async def serve(settings: Settings, again: Callable[[], Settings] | None = None)
             await service.stop()
             raise
         rereading = asyncio.ensure_future(_reread(service, reread, again or (lambda: settings)))
-        await told
+        await _first(told, asyncio.ensure_future(service.ended()))
         rereading.cancel()
-        steps = [asyncio.ensure_future(step) for step in (service.drain(), at_once.wait())]
-        await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
+        if asked.is_set():
+            await _first(asyncio.ensure_future(service.drain()), asyncio.ensure_future(at_once.wait()))
+        else:
+            log.error("a gRPC server has ended that nobody told to; a new process has to take over")
+            status = 1
         service.end_traces()
     log.info("stopped")
     # Not `Service.stop`: grpc's own end answers calls that are arriving with CANCELLED, which no client tries again.
     # When the sockets close, they fail with UNAVAILABLE.
     with contextlib.suppress(OSError):
         logging.shutdown()
-    os._exit(0)
+    os._exit(status)
+
+
+async def _first(*steps: asyncio.Future[Any]) -> None:
+    await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def _reread(service: Service, asked: asyncio.Event, again: Callable[[], Settings]) -> None:

@@ -117,8 +117,9 @@ class Reloader:
             labels = [label for label, labelled in self._catalog.labels(name).items() if labelled == version]
             if labels:
                 raise Conflict(f"{name} version {version} is called {', '.join(labels)}; move the label first")
-            if len(self._catalog.all()) == 1:
-                raise Conflict(f"{name} version {version} is the only model that is loaded")
+            if self._must_stay(name):
+                what = "version of the default model" if len(self._catalog.all()) > 1 else "model"
+                raise Conflict(f"{name} version {version} is the only {what} that is loaded")
             self._excluded.add((name, version))
             self._pinned.discard((name, version))
             self._drop(model)
@@ -151,6 +152,12 @@ class Reloader:
         asked = {version for version in good if (name, version) in self._pinned}
         return chosen | asked | (good & {*self._named(name).values()})
 
+    def _must_stay(self, name: str) -> bool:
+        """Whether a model has one version left that is the last of all, or of the default model that was configured."""
+        if name == self._settings.default_model:
+            return len(self._catalog.versions(name)) == 1
+        return len(self._catalog.all()) == 1
+
     def _named(self, name: str) -> dict[str, int]:
         """The labels of a model's versions: those of the configuration, where an administrator has not decided."""
         decided = {label for model, label in self._decided if model == name}
@@ -169,7 +176,7 @@ class Reloader:
             tried.add(max(missing))
             await self._try(name, max(missing), folders[max(missing)])
         for version, model in list(self._catalog.versions(name).items()):
-            if version not in wanted and len(self._catalog.all()) > 1:  # the last of all stays
+            if version not in wanted and not self._must_stay(name):
                 self._drop(model)
         for version in [v for v in self._catalog.refused.get(name, {}) if v not in folders]:
             self._catalog.accept(name, version)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import grpc
@@ -92,8 +93,8 @@ class Service:
         for port in (settings.port, settings.admin_port):
             if port:
                 _check_free(settings.host, port)
-        loader = self._make_loader()
         self.catalog = Catalog(settings.default_model, lambda: self.health.look())
+        loader = self._make_loader()
         self.health = Health(self.catalog, SERVICE)
         self.reloader = Reloader(settings, self.catalog, loader, self.metrics)
         await self.reloader.start()
@@ -113,6 +114,15 @@ class Service:
         logs.set_level(settings.log_level)
         self.reloader.relabel(settings.label_map)
         await self._scan()
+
+    async def ended(self) -> None:
+        """Returns if a gRPC server ends that nobody has told to."""
+        waiting = [asyncio.ensure_future(server.wait_for_termination()) for server in self._servers]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waiting:
+                each.cancel()
 
     async def drain(self) -> None:
         """Say NOT_SERVING, wait for load balancers to notice, refuse new calls, and let those that came finish."""
@@ -158,6 +168,9 @@ class Service:
     def _is_ready(self) -> bool:
         return hasattr(self, "health") and self.health.serving
 
+    def _all_work_on(self, device: int) -> float:
+        return float(all(model.works_on(device) for model in self.catalog.all()))
+
     def _make_loader(self) -> Loader:
         settings = self.settings
         chosen = devices.choose(
@@ -168,9 +181,10 @@ class Service:
             cuda_graphs=settings.cuda_graphs,
             tensorrt_cache=settings.tensorrt_cache,
         )
-        for device in chosen:
+        for number, device in enumerate(chosen):
             log.info("device %s: %s (%s), %d threads", device.name, device.provider, device.reason, device.threads)
-            self.metrics.device_up.labels(device.name, device.provider).set(1)
+            up = self.metrics.device_up.labels(device.name, device.provider)
+            up.set_function(partial(self._all_work_on, number))
             self.metrics.engine_restarts.labels(device.name)  # there from the start, so that the first one is a rise
         pool = Pool(len(chosen))
         loader = Loader(settings, chosen, pool, self.metrics, lambda: self.health.look())

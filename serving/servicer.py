@@ -5,7 +5,6 @@ Nothing is caught here: what is raised becomes a status in the interceptor.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import secrets
@@ -42,7 +41,7 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
             temperature = codec.read_temperature(request)
             images = await self._read_images(request.images, model, request.resize)
             first = codec.read_first_index(request.first_index, len(images))
-            mean, logvar = await model.encode(images, _deadline(context))
+            mean, logvar = await model.encode(images, call.current().deadline)
         with call.current().timed("codec_out"):
             reply = pb.EncodeResponse(
                 model=_ref(model), mean=codec.write_tensor(mean), logvar=codec.write_tensor(logvar)
@@ -157,7 +156,7 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
         else:
             images = await self._read_images(request.images, model, request.resize)
             if len(images) > 1:
-                keys, _ = await model.encode(images, _deadline(context))
+                keys, _ = await model.encode(images, call.current().deadline)
             else:
                 keys = np.empty((1, 0), np.float32)
         if len(keys) < 2:
@@ -165,7 +164,7 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
         return keys
 
     async def _decode(self, z: Float32s, model: Model, output: pb.ImageOutput, context: Context) -> pb.Images:
-        images = await model.decode(z, codec.wants_floats(output), _deadline(context))
+        images = await model.decode(z, codec.wants_floats(output), call.current().deadline)
         with call.current().timed("codec_out"):
             if not codec.wants_files(output):
                 return codec.write_images(images, output)
@@ -183,11 +182,6 @@ def _walk(keys: Float32s, steps: int, path: int) -> Float32s:
         at = error.args[0]
         got = f"key frames {at} and {at + 1} in opposite directions"
         raise InvalidArgument("path", f"SPHERICAL with {got}", "LINEAR, or a key frame between them") from error
-
-
-def _deadline(context: Context) -> float | None:
-    left = context.time_remaining()
-    return None if left is None else asyncio.get_running_loop().time() + left
 
 
 def _ref(model: Model) -> pb.ModelRef:

@@ -123,7 +123,7 @@ def test_a_label_names_a_version_and_keeps_it_loaded(start: Start) -> None:
 
 
 def test_a_label_to_nothing_stops_the_start(start: Start) -> None:
-    with pytest.raises(NoModel, match="linear:stable=9, but there is no .*linear/9"):
+    with pytest.raises(NoModel, match=r"linear:stable=9, but there is no .*linear/9"):
         start(1, labels=("linear:stable=9",))
 
 

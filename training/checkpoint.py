@@ -54,7 +54,7 @@ def load(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
     for index, path in enumerate(paths):
         try:
             return _read(path)
-        except CheckpointError as error:  # noqa: PERF203 - two rounds at most
+        except CheckpointError as error:
             before = (
                 f"falling back to {paths[index + 1].name}, the one before" if index + 1 < len(paths) else "none is left"
             )

@@ -153,7 +153,7 @@ def _decode_all(
         try:
             with open_file(header.name) as file, Image.open(file) as image:
                 pixels[len(kept)] = fit(ImageOps.exif_transpose(image), size, channels)
-        except _UNREADABLE as error:  # noqa: PERF203 - each file has its own error
+        except _UNREADABLE as error:
             bad.add(header.name, error)
         else:
             kept.append(header.name)
