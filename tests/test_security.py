@@ -185,15 +185,12 @@ def ca(tmp_path: Path) -> Authority:
 def test_with_a_client_ca_alone_a_certificate_opens_all_but_administration(
     serve: Any, linear_repository: Path, ca: Authority
 ) -> None:
-    service = serve(linear_repository, admin_port=0, **tls(ca, mutual=True))
+    """Which is not there at all then: test_settings has that."""
+    service = serve(linear_repository, **tls(ca, mutual=True))
     client = Client(service, ca, ca.issue("app.example"))
-    assert [client.call(what) for what in ("infer", "metrics", "admin")] == [OK, OK, DENIED]
+    assert [client.call(what) for what in ("infer", "metrics")] == [OK, OK]
     stranger = Client(service, ca)
-    assert [stranger.call(what) for what in ("infer", "metrics", "admin")] == [
-        UNAVAILABLE,
-        UNAUTHENTICATED,
-        UNAVAILABLE,
-    ]
+    assert [stranger.call(what) for what in ("infer", "metrics")] == [UNAVAILABLE, UNAUTHENTICATED]
     assert stranger.scrape("/livez") == 200
 
 
