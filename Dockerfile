@@ -50,5 +50,5 @@ USER 10001
 WORKDIR /home/latentry
 EXPOSE 50051 9464
 # The exec form: latentry is process 1, so that SIGTERM reaches it and it drains.
-HEALTHCHECK --interval=10s --timeout=3s --start-period=20s CMD ["latentry", "health"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s CMD ["latentry", "health", "--here"]
 ENTRYPOINT ["/opt/latentry/bin/latentry", "serve"]

@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 
-from latentry.client import check_token
-from latentry.connection import add_connection_arguments, credentials_of, token_of
+from latentry.connection import add_connection_arguments, channel_to, credentials_of, token_of
+from latentry.plaintext import check_token
 from latentry.v1 import admin_pb2 as pb
 from latentry.v1 import admin_pb2_grpc
 
@@ -62,8 +62,7 @@ def run_admin(args: argparse.Namespace) -> int:
         print(f"latentry admin: {error}", file=sys.stderr)
         return 2
     metadata = [("authorization", f"Bearer {token}")] if token else []
-    channel = grpc.secure_channel(args.server, credentials) if credentials else grpc.insecure_channel(args.server)
-    with channel:
+    with channel_to(args.server, credentials) as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
 
         def call(rpc: str, request: Any) -> Any:

@@ -10,7 +10,6 @@ there yet, or going away, is tried again with growing pauses. Knows nothing of h
 from __future__ import annotations
 
 import json
-import re
 import threading
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -21,6 +20,7 @@ import numpy.typing as npt
 from latentry import plans
 from latentry.messages import ImageInput
 from latentry.pictures import Pictures, Posterior
+from latentry.plaintext import check_token, insecure_options
 from latentry.v1 import vae_pb2 as pb
 from latentry.v1 import vae_pb2_grpc
 
@@ -31,8 +31,6 @@ Dtype = Literal["uint8", "float32"]
 Priority = Literal["interactive", "background"]
 
 DEFAULT_TARGET = "localhost:50051"
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{1,512}=*")  # RFC 6750
-_LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+|\[::1\]):|unix:")
 _ATTEMPTS = 5  # as many as gRPC allows: pauses of about 0.2, 0.4, 0.8 and 1.6 s between them
 _RETRY = {
     "methodConfig": [
@@ -56,14 +54,6 @@ class LatentryError(Exception):
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         self.code = code
         super().__init__(f"{code.name}: {message}")
-
-
-def check_token(token: str, target: str, *, secure: bool) -> None:
-    """Raise `ValueError`, which does not repeat the token, if it is none or must not go to `target`."""
-    if not _TOKEN.fullmatch(token):
-        raise ValueError(f"token: got {len(token)} characters that are none, wanted what `latentry token` printed")
-    if not secure and not _LOOPBACK.match(target):
-        raise ValueError(f"token: got one without tls for {target}, where others could read it on its way")
 
 
 class _Target:
@@ -227,7 +217,7 @@ class Client(_Target):
 
     def _connect(self, options: list[tuple[str, Any]]) -> grpc.Channel:
         if self._credentials is None:
-            return grpc.insecure_channel(self.target, options)
+            return grpc.insecure_channel(self.target, options + insecure_options(self.target))
         return grpc.secure_channel(self.target, self._credentials, options)
 
     def _call(self, stub: Any, rpc: str, request: Any) -> Any:
@@ -328,7 +318,7 @@ class AsyncClient(_Target):
 
     def _connect(self, options: list[tuple[str, Any]]) -> grpc.aio.Channel:
         if self._credentials is None:
-            return grpc.aio.insecure_channel(self.target, options)
+            return grpc.aio.insecure_channel(self.target, options + insecure_options(self.target))
         return grpc.aio.secure_channel(self.target, self._credentials, options)
 
     async def _call(self, stub: Any, rpc: str, request: Any) -> Any:

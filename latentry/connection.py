@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 
 from latentry.client import DEFAULT_TARGET
+from latentry.plaintext import insecure_options
 
 
 def add_connection_arguments(parser: argparse.ArgumentParser, default: str | None = DEFAULT_TARGET) -> None:
@@ -29,6 +30,13 @@ def credentials_of(args: argparse.Namespace) -> grpc.ChannelCredentials | None:
         raise ValueError("--tls-certificate and --tls-key: got one, wanted both or neither")
     pems = [path.read_bytes() if path else None for path in (args.tls_ca, args.tls_key, args.tls_certificate)]
     return grpc.ssl_channel_credentials(*pems) if args.tls or any(pems) else None
+
+
+def channel_to(server: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+    """A channel with gRPC's own limits: over TLS if there are `credentials`."""
+    if credentials is None:
+        return grpc.insecure_channel(server, insecure_options(server))
+    return grpc.secure_channel(server, credentials)
 
 
 def token_of(args: argparse.Namespace) -> str | None:

@@ -103,7 +103,10 @@ class Manifest:
         _want(provenance_bytes <= MAX_PROVENANCE_BYTES, "provenance", f"{provenance_bytes} bytes", "256 KiB at most")
         if self.aggregate_posterior is not None:
             self._check_latent_vector("aggregate_posterior.mean", self.aggregate_posterior.mean)
-            self._check_latent_vector("aggregate_posterior.variance", self.aggregate_posterior.variance)
+            variance = self.aggregate_posterior.variance
+            self._check_latent_vector("aggregate_posterior.variance", variance)
+            negative = next((each for each in variance if not each >= 0), None)  # or not a number
+            _want(negative is None, "aggregate_posterior.variance", negative, "0 or more")
         for name, direction in self.attributes.items():
             self._check_latent_vector(f"attributes.{name}", direction)
 
@@ -221,7 +224,7 @@ def _read_inside(folder: Path, name: str, max_bytes: int) -> bytes:
     path = folder / name
     try:
         real = path.resolve(strict=True)
-        _want(real.is_relative_to(folder.resolve()), str(path), f"a link to {real}", "a file inside the model folder")
+        _want(real.is_relative_to(folder.resolve()), str(path), "a link outside", "a file inside the model folder")
         _want(real.is_file(), str(path), "not a regular file", "a file")
         _want(real.stat().st_size <= max_bytes, str(path), f"{real.stat().st_size} bytes", f"at most {max_bytes}")
         return real.read_bytes()

@@ -64,7 +64,7 @@ class Access:
             identity = self._identify(authorization, certificate_names)
             name, roles = identity.name, identity.roles
         if role not in roles:
-            raise PermissionDenied(f"{name}: got roles {', '.join(sorted(roles))}, wanted {role}")
+            raise PermissionDenied(f"{name}: got roles {', '.join(sorted(roles))}, wanted {role}", name)
         return name
 
     def _identify(self, authorization: str | None, certificate_names: Sequence[str]) -> Identity:

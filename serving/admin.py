@@ -38,20 +38,23 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:  # noqa: N802
         model = await self._reloader.load(_name(request.name), _version(request.version))
-        log.info("%s loaded %s version %d", _who(), request.name, request.version)
+        log.info("%s: load %s version %d", _who(), request.name, request.version)
         return pb.LoadModelResponse(status=self._status(model.manifest.name, model.manifest.version))
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:  # noqa: N802
-        await self._reloader.unload(_name(request.name), _version(request.version))
-        log.info("%s unloaded %s version %d", _who(), request.name, request.version)
+        self._reloader.unload(_name(request.name), _version(request.version))
+        log.info("%s: unload %s version %d", _who(), request.name, request.version)
         return pb.UnloadModelResponse()
 
     async def SetLabel(self, request: pb.SetLabelRequest, context: Context) -> pb.SetLabelResponse:  # noqa: N802
         version = None if request.version == 0 else _version(request.version)
-        await self._reloader.set_label(_name(request.name), _name(request.label, "label"), version)
+        self._reloader.set_label(_name(request.name), _name(request.label, "label"), version)
+        meaning = "none" if version is None else f"version {version}"
+        log.info("%s: label %s of %s: %s", _who(), request.label, request.name, meaning)
         return pb.SetLabelResponse()
 
     async def Scan(self, request: pb.ScanRequest, context: Context) -> pb.ScanResponse:  # noqa: N802
+        log.info("%s: scan", _who())
         await self._reloader.scan()
         return pb.ScanResponse(versions=await self._all())
 
@@ -59,7 +62,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         before = logs.level()
         if request.level not in logs.LEVELS:
             raise InvalidArgument("level", repr(request.level[:64]), f"one of {', '.join(logs.LEVELS)}")
-        log.warning("%s set the log level to %s", _who(), request.level)
+        log.warning("%s: log level %s", _who(), request.level)
         logs.set_level(request.level)
         return pb.SetLogLevelResponse(before=before)
 

@@ -27,9 +27,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
+import numpy as np
+
 from serving.batches import Array, Batch, Job, Results, Room, Run, gather, join
 from serving.errors import DeadlinePassed, EngineFailed, QueueFull
-from serving.pool import Pool
+from serving.pool import Pool, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +90,8 @@ class Batcher:
         self._max_delay_s = max_delay_s
         self._interactive: deque[Job] = deque()
         self._background: deque[Job] = deque()
-        self._down: set[int] = set()  # devices whose engine failed and has not come back yet
+        self._restarting: set[int] = set()  # devices whose engine has failed, and is tried for the first time
+        self._down: set[int] = set()  # devices whose engine has failed, and did not come back at once
         self._closed = False
         self._seconds_a_row = 0.001  # a running estimate, for the advice to callers that find the queue full
         self._fastest_s = 0.0  # of all runs: what any batch takes at least
@@ -122,21 +125,26 @@ class Batcher:
         many rows would wait, `DeadlinePassed` if the loop's time is so near `deadline` before all rows have begun that
         they cannot be ready in time, `EngineFailed` if the engine does.
         """
+        if not len(rows):
+            raise ValueError("rows: got none, wanted one at least")
         if not self.up:
             raise EngineFailed
         for room in self._rooms[:-1]:
-            if room.lacks(len(rows)):
+            if room.lacks(len(rows), background):
                 message = f"queue full: {room.rows} items are waiting of at most {room.limit}; try again"
                 raise QueueFull(message, room.rows * self._seconds_a_row)
         loop = asyncio.get_running_loop()
         job = Job(rows, outputs, deadline, background, tell, loop.create_future(), loop.time())
         (self._background if background else self._interactive).append(job)
         self._count(len(rows))
+        del rows  # the job has them: what is raised here must not keep them
         self._pool.wake(self)
         try:
             return await job.future
-        except asyncio.CancelledError:  # it takes nobody's place from now on
+        except asyncio.CancelledError:  # it takes nobody's place from now on, and no memory
             self._forget(job)
+            with contextlib.suppress(ValueError):  # it is in a batch already
+                (self._background if background else self._interactive).remove(job)
             raise
 
     def close(self) -> None:
@@ -147,15 +155,18 @@ class Batcher:
 
     # ---- what the pool calls ----
 
-    def ready_at(self, device: int) -> tuple[float, bool] | None:
-        """When `device` may take a batch (a time of the loop, perhaps past) and whether an interactive call waits;
-        None if there is nothing for it.
-        """
-        if not self.rows_waiting or device in self._down:
+    def waiting(self, device: int) -> Waiting | None:
+        """What there is for `device`."""
+        if not self.rows_waiting or device in self._down or device in self._restarting:
             return None
-        first = min((queue[0].submitted for queue in (self._interactive, self._background) if queue), default=0.0)
-        at = first if self.rows_waiting >= self._max_batch else first + self._max_delay_s
-        return at, bool(self._interactive)
+        for queue in (self._interactive, self._background):
+            while queue and queue[0].future.done():  # cancelled: they make nobody's time
+                self._forget(queue.popleft())
+        since = min((queue[0].submitted for queue in (self._interactive, self._background) if queue), default=None)
+        if since is None:
+            return None
+        at = since if self.rows_waiting >= self._max_batch else since + self._max_delay_s
+        return Waiting(at, bool(self._interactive), since)
 
     def take(self, device: int, background_first: bool) -> Callable[[], Callable[[], None]] | None:
         """The next batch as a function for the device's thread, or None if all that waited was cancelled or late.
@@ -215,8 +226,8 @@ class Batcher:
                     raise RuntimeError(f"output {name}: {len(results[name])} rows for {len(batch.rows)}")
             padding = engine.bucket(len(batch.rows)) - len(batch.rows)
         except Exception as error:
-            log.exception("an engine failed under a batch of %d; restarting it", len(batch.rows))
-            return partial(self._failed, device, batch, not self._closed and _restarted(engine), error)
+            log.exception("an engine failed under a batch of %d", len(batch.rows))
+            return partial(self._failed, device, batch, error)
         run = Run(len(batch.rows), padding, wall, time.perf_counter() - started)
         return partial(self._hand_out, batch, taken, run, results)
 
@@ -242,24 +253,32 @@ class Batcher:
             if job.begun == len(job.rows) and None not in job.parts and not job.future.done():
                 job.future.set_result(join([each for each in job.parts if each is not None]))
 
-    def _failed(self, device: int, batch: Batch, restarted: bool, error: Exception) -> None:
+    def _failed(self, device: int, batch: Batch, error: Exception) -> None:
+        """Tell the calls of the batch at once; then restart the engine. What waits, waits for that."""
         failure = EngineFailed()
         failure.__cause__ = error
         self._fail(batch.jobs, failure)
-        self._observer.failed(device)
-        if not restarted:
-            self._set_down(device)
-            self._pool.restart_later(device, partial(_restarted, self._engines[device]), self._restart_ended)
+        if not self._closed:
+            self._observer.failed(device)
+            self._restarting.add(device)
+            self._pool.restart(device, partial(_restarted, self._engines[device]), self._restart_ended)
 
     def _restart_ended(self, device: int, restarted: bool) -> bool:
         """Whether it is to be tried no more."""
-        if restarted and not self._closed:
+        self._restarting.discard(device)
+        if self._closed:
+            return True
+        if not restarted:
+            self._set_down(device)
+        elif device in self._down:
             self._down.discard(device)
             self._observer.up(device, True)
-            self._pool.wake(self)
-        return restarted or self._closed
+        self._pool.wake(self)
+        return restarted
 
     def _set_down(self, device: int) -> None:
+        if device in self._down:
+            return
         self._down.add(device)
         self._observer.up(device, False)
         if not self.up:
@@ -279,7 +298,10 @@ class Batcher:
     def _forget(self, job: Job) -> None:
         """Count the rows that will not run any more out of the queue, once; the job itself falls out when reached."""
         self._count(-job.left)
-        job.rows, job.begun = job.rows[:0], 0
+        job.rows, job.begun = (
+            np.empty((0, *job.rows.shape[1:]), job.rows.dtype),
+            0,
+        )  # not a view: it would keep the rows
 
     def _count(self, change: int) -> None:
         for room in self._rooms:

@@ -34,9 +34,12 @@ class Room:
     limit: int
     rows: int = 0
 
-    def lacks(self, rows: int) -> bool:
-        """Whether so many more would be too many. Into an empty room any one call goes."""
-        return self.rows > 0 and self.rows + rows > self.limit
+    def lacks(self, rows: int, background: bool) -> bool:
+        """Whether so many more would be too many. Into an empty room any one call goes; the last quarter is for
+        interactive calls.
+        """
+        limit = self.limit * 3 // 4 if background else self.limit
+        return self.rows > 0 and self.rows + rows > limit
 
 
 @dataclass(slots=True, eq=False)

@@ -20,26 +20,22 @@ class Refusal:
     reason: str
     folder: Fingerprint
     retry_at: float  # on the loop's clock, for what may mend itself
+    tries: int = 1
 
 
 class Catalog:
-    """The loaded versions of each model. `changed` is called after every change."""
+    """The loaded versions of each model. `changed` is called after every change.
 
-    def __init__(self, default: str = "", changed: Callable[[], None] = lambda: None) -> None:
+    `default` is the model that an empty name means. It is set once, so that a new model takes nobody's place.
+    """
+
+    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
         self._models: dict[str, dict[int, Model]] = {}
         self._labels: dict[str, dict[str, int]] = {}
-        self._default = default
+        self._unasked: dict[str, set[int]] = {}  # versions that are here for their labels only
+        self.default = ""
         self._changed = changed
         self.refused: dict[str, dict[int, Refusal]] = {}
-
-    @property
-    def default(self) -> str:
-        """The model that an empty name means: the one that was configured, else the first by name when it was asked
-        for first. It stays, so that a new model does not take the place of another.
-        """
-        if not self._default or (self._default not in self._models and self._models):
-            self._default = min(self._models, default="")
-        return self._default
 
     def all(self) -> list[Model]:
         """Every loaded version, by name and number."""
@@ -54,16 +50,16 @@ class Catalog:
         return self._labels.get(name, {})
 
     def get(self, name: str = "", version: int | None = None, label: str | None = None) -> Model:
-        """The model that a request names; without version or label the newest whose engine works.
-
-        Raises `ModelNotFound`.
+        """The model that a request names; without version or label the newest whose engine works, but none that is
+        here only because a label names it. Raises `ModelNotFound`.
         """
         name = name or self.default
         versions = self._models.get(name, {})
         if label is not None:
             version = self.labels(name).get(label)
         if version is None and label is None and versions:
-            version = max(versions, key=lambda number: (versions[number].up, number))
+            asked = versions.keys() - self._unasked.get(name, set()) or versions.keys()
+            version = max(asked, key=lambda number: (versions[number].up, number))
         model = versions.get(version) if version is not None else None
         if model is None:
             revision = f"label {label!r}" if label is not None else f"version {version}" if version is not None else ""
@@ -87,6 +83,14 @@ class Catalog:
             del self._models[name]
         self._changed()
         return model
+
+    def unasked(self, name: str) -> set[int]:
+        """The versions of a model that are here only because a label names them."""
+        return self._unasked.get(name, set())
+
+    def set_unasked(self, name: str, versions: set[int]) -> None:
+        """These versions of a model answer only who names them."""
+        self._unasked[name] = versions
 
     def set_label(self, name: str, label: str, version: int | None) -> None:
         """Requests for `label` mean `version` from now on, or nothing. Raises `Conflict` if it is not loaded."""

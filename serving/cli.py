@@ -57,7 +57,7 @@ def run_serve(args: argparse.Namespace) -> int:
         settings = Settings(args.config, **given)
         if args.print_config:
             sources = settings_sources.read(given, os.environ, args.config, settings_text.FIELDS)
-            print(settings_text.to_toml(settings, sources), end="")
+            print(settings_text.to_toml(settings, sources), end="", flush=True)
             return 0
         logs.configure(settings.log_level, settings.log_format)
         from serving.process import serve  # here, so that `--help` does not wait for onnxruntime

@@ -54,7 +54,8 @@ def compare(mean: Floats, variance: Floats, training: AggregatePosterior) -> Fig
     ratio = (variance + UNUSED_VARIANCE) / (np.asarray(training.variance) + UNUSED_VARIANCE)
     shift = (mean - np.asarray(training.mean)) ** 2 / (np.asarray(training.variance) + UNUSED_VARIANCE)
     nats = 0.5 * float(np.sum(ratio + shift - 1 - np.log(ratio)))
-    return Figures(max(0.0, nats), float(np.sqrt(shift.mean())), float(np.exp(np.log(ratio).mean())))
+    nats = float(np.maximum(nats, 0.0))  # rounding; Python's own `max` would make 0 of NaN
+    return Figures(nats, float(np.sqrt(shift.mean())), float(np.exp(np.log(ratio).mean())))
 
 
 class Drift:

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is loaded, and else reports home
 import onnxruntime as ort
 
 from latentry.manifest import ModelFolder
@@ -28,6 +30,9 @@ Array = npt.NDArray[Any]
 _Ports = Mapping[str, tuple[type[np.generic], tuple[int, ...]]]  # of a graph, by name: type and shape of one item
 
 _DTYPES: Mapping[str, type[np.generic]] = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
+
+
+_ROUNDING, _LEVELS = 5e-3, 2  # by which batch sizes may differ: TF32 convolutions keep 10 bits
 
 
 class BadGraph(ValueError):
@@ -154,6 +159,26 @@ class Graph:
                 raise BadGraph(f"output {name}: got shape {list(got.shape)}, wanted {list(wanted)}")
             if not np.isfinite(got).all():
                 raise BadGraph(f"output {name}: not finite for an input of zeros")
+
+    def check_rows(self) -> None:
+        """Raises `BadGraph` if a row's outputs depend on the other rows of its batch.
+
+        Such a graph (batch normalisation exported in training mode, say) would answer one call with a part of another's
+        data. A few rows are run together and one by one; GPUs round otherwise for other batch sizes.
+        """
+        rng = np.random.default_rng(0)
+        dtype, shape = self.inputs[self._input]
+        item = (min(3, max(self._buckets, default=3)), *shape[1:])
+        rows = rng.integers(0, 256, item, np.uint8) if dtype is np.uint8 else rng.standard_normal(item, np.float32)
+        names = frozenset(self.outputs)
+        together = self.run(rows, names)
+        alone = [self.run(row[None], names) for row in rows]
+        for name in names:
+            wanted = np.concatenate([each[name] for each in alone]).astype(np.float64)
+            worst = float(np.abs(together[name] - wanted).max())
+            most = _LEVELS if together[name].dtype == np.uint8 else _ROUNDING * (1 + float(np.abs(wanted).max()))
+            if not worst <= most:
+                raise BadGraph(f"output {name}: a row changes by {worst:.3g} with the other rows of its batch")
 
     def restart(self) -> None:
         """Free the session and its buffers, load the graph again and run it once; raises `BadGraph`."""

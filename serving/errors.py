@@ -175,6 +175,10 @@ class PermissionDenied(ServiceError):
 
     code = grpc.StatusCode.PERMISSION_DENIED
 
+    def __init__(self, message: str, identity: str = "") -> None:
+        self.identity = identity
+        super().__init__(message)
+
 
 class Conflict(ServiceError):
     """What was asked of the models cannot be done as they are."""

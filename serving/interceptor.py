@@ -22,7 +22,15 @@ from latentry.v1 import admin_pb2, vae_pb2
 from serving import call as records
 from serving.access import Access, Role, credentials_of
 from serving.call import BACKGROUND, INTERACTIVE, Call
-from serving.errors import Internal, InvalidArgument, MessageTooLarge, QueueFull, QuotaExceeded, ServiceError
+from serving.errors import (
+    Internal,
+    InvalidArgument,
+    MessageTooLarge,
+    PermissionDenied,
+    QueueFull,
+    QuotaExceeded,
+    ServiceError,
+)
 from serving.gate import Gate
 from serving.metrics import Metrics
 
@@ -108,9 +116,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
     def _admit(self, call: Call, context: Any) -> None:
         """Who calls, and how urgently; raises `Unauthenticated`, `PermissionDenied` or `InvalidArgument`."""
         metadata = context.invocation_metadata() or ()
-        if self._access.enabled:
-            call.identity = self._access.authorise(self._role, *credentials_of(metadata, context.auth_context()))
         call.peer = context.peer()
+        if self._access.enabled:
+            try:
+                call.identity = self._access.authorise(self._role, *credentials_of(metadata, context.auth_context()))
+            except PermissionDenied as refusal:
+                call.identity = refusal.identity
+                raise
         for key, value in metadata:
             if key == PRIORITY_KEY:
                 if value not in (INTERACTIVE, BACKGROUND):

@@ -65,7 +65,7 @@ class Loader:
             needs = f"needs messages of {limits.max_message_bytes} bytes"
             raise BadGraph(f"{needs}, more than the {max_message_bytes} that this server began with; restart it")
         if rehearsed:
-            await rehearse(folder, self._settings.max_batch_size)
+            await rehearse(folder, self._settings.max_batch_size, whole.digest)
         graphs = await self._in_thread(partial(self._open, whole))
         loaded = time.perf_counter()
         try:
@@ -103,6 +103,7 @@ class Loader:
         try:
             for size in graph.warm_up_sizes(self._settings.max_batch_size):
                 await self._pool.call(device, partial(graph.warm, size))
+            await self._pool.call(device, graph.check_rows)
         except BadGraph as error:
             raise BadGraph(f"{name}: {error}") from error
 

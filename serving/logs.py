@@ -13,6 +13,7 @@ import logging
 import os
 import select
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,8 @@ lost = 0  # lines that could not be written since the process began
 
 _OURS = ("latentry", "serving")
 _CHUNK = 4096  # bytes that a pipe takes whole when it says that it takes any (PIPE_BUF)
-_STALL_MS = 50  # how long one line waits for a reader that stands still; those after it do not wait
+_STALL_S = 0.05  # how long lines wait in each second for a reader that is slow or stands still: callers wait too
+_LEAST_WAIT_S = 0.001  # the unit of poll
 _LONGEST = 200  # characters of what a caller chose, in the line of a request
 
 _requests = logging.getLogger("serving.requests")
@@ -119,6 +121,7 @@ class RequestLog:
             "model": call.model[:_LONGEST],
             "version": call.version[:_LONGEST],
             "identity": call.identity[:_LONGEST],
+            "peer": call.peer[:_LONGEST],
             "priority": call.priority,
             "items": call.items,
             "request_bytes": call.request_bytes,
@@ -166,6 +169,8 @@ class _Handler(logging.Handler):
         self._poll = select.poll()
         if fd >= 0:  # else nothing can ever be written
             self._poll.register(fd, select.POLLOUT)
+        self._patience = _STALL_S  # how long it may still wait: spent by waiting, regained within a second
+        self._asked = time.monotonic()  # when that was last worked out
         self._unsaid = 0  # lost since the last line that was written
         self._torn = False  # that line was written in part
 
@@ -189,8 +194,19 @@ class _Handler(logging.Handler):
     def _write(self, text: str) -> None:
         left = memoryview(text.encode("utf-8", "backslashreplace"))
         while left:
-            if not self._poll.poll(0 if self._unsaid else _STALL_MS):
-                raise OSError(errno.EAGAIN, "the reader stands still")
+            if not self._poll.poll(0) and not self._wait():
+                raise OSError(errno.EAGAIN, "the reader is slow or stands still")
             written = os.write(self._fd, left[:_CHUNK])
             left = left[written:]
             self._torn = bool(left)
+
+    def _wait(self) -> bool:
+        """Whether more can be written, after what is left of the patience; none once a line was lost."""
+        now = time.monotonic()
+        self._patience = min(_STALL_S, self._patience + _STALL_S * (now - self._asked))
+        self._asked = now
+        if self._unsaid or self._patience < _LEAST_WAIT_S:
+            return False
+        ready = bool(self._poll.poll(1000 * self._patience))
+        self._patience -= time.monotonic() - now
+        return ready

@@ -76,6 +76,7 @@ class Model:
         self._reconstruction = reconstruction
         self._checks: set[asyncio.Task[None]] = set()
         self._users = 0
+        self.retiring = False  # nothing is told of its traffic any more
         self._unused = asyncio.Event()
         self._unused.set()
 
@@ -136,6 +137,8 @@ class Model:
 
     def _watch(self, images: Array, mean: Float32s) -> None:
         """Hold what was encoded against the training set, and decode a share of it again, beside the call."""
+        if self.retiring:
+            return
         if self._drift is not None:
             self._drift.observe(mean)
         picked = self._reconstruction.pick(len(mean))
@@ -147,7 +150,8 @@ class Model:
     async def _reconstruct(self, images: Array, mean: Float32s) -> None:
         try:
             results = await self.batchers[DECODER].submit(mean, _MEANS, background=True)
-            await asyncio.to_thread(self._reconstruction.observe, images, results["mean"])
+            if not self.retiring:
+                await asyncio.to_thread(self._reconstruction.observe, images, results["mean"])
         except ServiceError:  # a full queue or an engine's failure is told to calls, and counted there
             pass
         except Exception:

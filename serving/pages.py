@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
+import re
 import ssl
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ _MOST_SCRAPES = 8  # that wait for the thread that renders
 _IDLE_S = 15.0  # also what a client gets for its headers; Prometheus scrapes every 15 s or comes anew
 _REPLY_S = 10.0  # also what a TLS handshake gets
 
+_GZIP = re.compile(r"gzip(?:\s*;\s*q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?))?", re.IGNORECASE)  # RFC 9110, 12.4.2
 _PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 _INDEX = """\
 <!doctype html><html lang="en"><title>Latentry</title>
@@ -158,7 +160,9 @@ def _render(registry: CollectorRegistry, open_metrics: bool, zipped: bool) -> by
 
 
 def _accepts_gzip(header: str) -> bool:
-    return any(each.partition(";")[0].strip().lower() == "gzip" for each in header.split(","))
+    """Whether gzip is named with a weight above 0; a weight that is none is no wish for it."""
+    found = (_GZIP.fullmatch(each.strip()) for each in header.split(","))
+    return any(float(each[1] or 1) > 0 for each in found if each)
 
 
 def _certificate_names(request: web.BaseRequest) -> tuple[str, ...]:

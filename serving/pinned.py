@@ -26,6 +26,7 @@ def pin(array: npt.NDArray[Any]) -> bool:
         return False
     address = ctypes.c_void_p(array.ctypes.data)
     if cuda.cudaHostRegister(address, ctypes.c_size_t(array.nbytes), ctypes.c_uint(0)) != 0:
+        cuda.cudaGetLastError()  # it stays until it is asked for: ONNX Runtime would take it for a kernel's
         log.warning("CUDA would not lock %d bytes; copies to the GPU go through its own buffer", array.nbytes)
         return False
     weakref.finalize(array, cuda.cudaHostUnregister, address).atexit = False

@@ -12,23 +12,36 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Deliver = Callable[[], None]
 
-_FAIR_TURN = 8  # every so many batches, whoever has waited goes before whoever is interactive
+_FAIR_TURN = 8  # every so many batches, whoever has waited longest goes before whoever is interactive
 _RESTART_PAUSES_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_MOST_TAKES = 1000  # that may come to nothing, in one turn of the loop
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What a queue has for a device: from when on it may take it, whether an interactive call is among it, and since
+    when the oldest call has waited; times of the loop.
+    """
+
+    at: float
+    interactive: bool
+    since: float
 
 
 class Queue(Protocol):
     """What the pool needs of a queue."""
 
-    def ready_at(self, device: int) -> tuple[float, bool] | None:
-        """When `device` may take a batch, and whether an interactive call waits; None if there is nothing for it."""
+    def waiting(self, device: int) -> Waiting | None:
+        """What there is for `device`."""
 
     def take(self, device: int, background_first: bool) -> Callable[[], Deliver] | None:
         """The next batch, for the device's thread; what it returns is called in the loop."""
@@ -40,6 +53,7 @@ class Pool:
     def __init__(self, devices: int) -> None:
         self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"latentry-device-{i}") for i in range(devices)]
         self._idle = set(range(devices))
+        self._errands: list[deque[Callable[[], Deliver]]] = [deque() for _ in range(devices)]
         self._ready: deque[Queue] = deque()
         self._turn = 0
         self._asked = False
@@ -51,26 +65,21 @@ class Pool:
         """Their numbers."""
         return range(len(self._threads))
 
-    @property
-    def _fair(self) -> bool:
-        return self._turn % _FAIR_TURN == _FAIR_TURN - 1
-
     def wake(self, queue: Queue) -> None:
         """`queue` has rows to run. Takes effect at the end of this turn of the loop, with all that it brought."""
         if queue not in self._ready:
             self._ready.append(queue)
-        if self._idle and not self._asked:
-            self._asked = True
-            # In a context of its own: what follows is not part of the call that happened to come first.
-            asyncio.get_running_loop().call_soon(self._assign, context=Context())
+        self._assign_soon()
 
     async def call(self, device: int, work: Callable[[], T]) -> T:
         """Run `work` in the device's thread, between batches."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads[device], work)
+        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._errand(device, partial(_settled, work, result))
+        return await result
 
-    def restart_later(self, device: int, work: Callable[[], bool], ended: Callable[[int, bool], bool]) -> None:
-        """Run `work` in the device's thread after a pause, and again after longer ones, until `ended` says enough."""
-        asyncio.get_running_loop().call_later(_RESTART_PAUSES_S[0], self._restart, device, work, ended, 0)
+    def restart(self, device: int, work: Callable[[], bool], ended: Callable[[int, bool], bool]) -> None:
+        """Run `work` in the device's thread, and again after longer and longer pauses, until `ended` says enough."""
+        self._errand(device, partial(self._restarted, device, work, ended, 0))
 
     def close(self) -> None:
         """Wait for the batches that are running, then end the threads."""
@@ -80,42 +89,71 @@ class Pool:
         for thread in self._threads:
             thread.shutdown()
 
+    def _errand(self, device: int, work: Callable[[], Deliver]) -> None:
+        self._errands[device].append(work)
+        self._assign_soon()
+
+    def _restarted(
+        self, device: int, work: Callable[[], bool], ended: Callable[[int, bool], bool], tries: int
+    ) -> Deliver:
+        restarted = work()
+
+        def deliver() -> None:
+            if not ended(device, restarted):
+                pause = _RESTART_PAUSES_S[min(tries, len(_RESTART_PAUSES_S) - 1)]
+                again = partial(self._restarted, device, work, ended, tries + 1)
+                asyncio.get_running_loop().call_later(pause, self._errand, device, again)
+
+        return deliver
+
+    def _assign_soon(self) -> None:
+        if self._idle and not self._asked:
+            self._asked = True
+            # In a context of its own: what follows is not part of the call that happened to come first.
+            asyncio.get_running_loop().call_soon(self._assign, context=Context())
+
     def _assign(self) -> None:
         self._asked = False
         for device in sorted(self._idle):
-            for _ in range(len(self._ready)):  # each queue once
-                queue = None if self._closed else self._choose(device)
-                if queue is None:
-                    break
-                work = queue.take(device, self._fair)
-                if work is not None:
-                    self._start(device, work)
-                    break
+            work = None if self._closed else self._next(device)
+            if work is not None:
+                self._start(device, work)
 
-    def _choose(self, device: int) -> Queue | None:
+    def _next(self, device: int) -> Callable[[], Deliver] | None:
+        if self._errands[device]:
+            return self._errands[device].popleft()
+        for _ in range(_MOST_TAKES):
+            fair = self._turn % _FAIR_TURN == _FAIR_TURN - 1
+            queue = self._choose(device, fair)
+            if queue is None:
+                return None
+            work = queue.take(device, fair)
+            if work is not None:
+                self._turn += 1
+                return work
+        return None
+
+    def _choose(self, device: int, fair: bool) -> Queue | None:
         """The queue whose turn it is; it goes to the back. Those that are empty leave."""
         now = asyncio.get_running_loop().time()
-        chosen: Queue | None = None
-        soonest = float("inf")
-        fair = self._fair
+        there: list[tuple[Queue, Waiting]] = []
         for queue in list(self._ready):
-            state = queue.ready_at(device)
-            if state is None:
-                if all(queue.ready_at(other) is None for other in self.devices):
-                    self._ready.remove(queue)
-                continue
-            at, interactive = state
-            if at > now:
-                soonest = min(soonest, at)
-            elif chosen is None or (interactive and not fair):
-                chosen = queue
-                if interactive or fair:
-                    break
-        if chosen is not None:
-            self._ready.remove(chosen)
-            self._ready.append(chosen)
-        elif soonest < float("inf"):
-            self._look_again_at(soonest)
+            waiting = queue.waiting(device)
+            if waiting is not None:
+                there.append((queue, waiting))
+            elif all(queue.waiting(other) is None for other in self.devices):
+                self._ready.remove(queue)
+        due = [(queue, waiting) for queue, waiting in there if waiting.at <= now]
+        if not due:
+            if there:
+                self._look_again_at(min(waiting.at for _, waiting in there))
+            return None
+        if fair:
+            chosen = min(due, key=lambda each: each[1].since)[0]
+        else:
+            chosen = next((queue for queue, waiting in due if waiting.interactive), due[0][0])
+        self._ready.remove(chosen)
+        self._ready.append(chosen)
         return chosen
 
     def _look_again_at(self, when: float) -> None:
@@ -125,7 +163,6 @@ class Pool:
 
     def _start(self, device: int, work: Callable[[], Deliver]) -> None:
         self._idle.discard(device)
-        self._turn += 1
         loop = asyncio.get_running_loop()
         loop.run_in_executor(self._threads[device], work).add_done_callback(partial(self._deliver, device))
 
@@ -134,18 +171,20 @@ class Pool:
         try:
             done.result()()
         except (Exception, asyncio.CancelledError):  # whoever waits for it has its own bound
-            log.exception("a batch could not be delivered")
+            log.exception("a device's work could not be delivered")
         finally:
             self._assign()
 
-    def _restart(self, device: int, work: Callable[[], bool], ended: Callable[[int, bool], bool], tries: int) -> None:
-        if self._closed:
-            return
-        loop = asyncio.get_running_loop()
 
-        def done(result: asyncio.Future[bool]) -> None:
-            if not result.cancelled() and not ended(device, result.result()):
-                pause = _RESTART_PAUSES_S[min(tries + 1, len(_RESTART_PAUSES_S) - 1)]
-                loop.call_later(pause, self._restart, device, work, ended, tries + 1)
+def _settled(work: Callable[[], T], result: asyncio.Future[T]) -> Deliver:
+    """Run `work`; what is returned hands its result, or what it raised, to `result`."""
+    try:
+        value = work()
+    except BaseException as error:
+        return partial(_unless_done, result.set_exception, result, error)
+    return partial(_unless_done, result.set_result, result, value)
 
-        loop.run_in_executor(self._threads[device], work).add_done_callback(done)
+
+def _unless_done(settle: Callable[[Any], None], result: asyncio.Future[Any], value: Any) -> None:
+    if not result.done():
+        settle(value)

@@ -2,8 +2,6 @@
 
 A graph that crashes ONNX Runtime, eats the memory or never returns ends the rehearsal, not the service. It runs on the
 CPU at low priority, so that calls go on at their pace; the device itself is tried when the version is loaded.
-
-    python -m serving.rehearsal FOLDER MAX_BATCH_SIZE PID_OF_THE_SERVER
 """
 
 from __future__ import annotations
@@ -12,15 +10,40 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
 
+import numpy as np
+
+import latentry
+import serving
 from latentry import manifest
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 600.0  # generous: on a busy machine the limit of processor time is the one that counts
+CPU_S = 120  # of processor time, in all threads together
+_MOST_ROWS = 64  # of a batch: what larger ones cost is the device's affair, and found out when the version is warmed
+# A thread at nice 5 gets a quarter of a processor that a busy one wants too; at nice 19 it gets a seventieth, and a
+# third of a second of work takes half a minute.
+_NICE = 5
+_CHANGED = 3  # exit status: the folder is not what the server read
 _LAST_LINE_BYTES = 4096
 _PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
+
+# Our packages by the files that they are here, and the rest from where this process has it.
+_CHILD = """\
+import sys
+latentry, serving, *arguments = sys.argv[1:8]
+sys.path[:] = sys.argv[8:]
+from importlib import util
+for name, file in (("latentry", latentry), ("serving", serving)):
+    spec = util.spec_from_file_location(name, file)
+    sys.modules[name] = util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+from serving.rehearsal import main
+sys.exit(main(*arguments))
+"""
 
 
 class RehearsalFailed(ValueError):
@@ -31,12 +54,18 @@ class RehearsalFailed(ValueError):
         super().__init__(message)
 
 
-async def rehearse(folder: Path, max_batch: int, timeout_s: float | None = None) -> None:
-    """Load and run the version in a child process; raises `RehearsalFailed` with what it said."""
+async def rehearse(folder: Path, max_batch: int, digest: str, timeout_s: float | None = None) -> None:
+    """Load and run the version in a child process; raises `RehearsalFailed` with what it said.
+
+    `digest` is that of the `ModelFolder` that is to be served: what is in the folder has to be that still.
+    """
     timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
-    command = [sys.executable, "-m", "serving.rehearsal", str(folder), str(max_batch), str(os.getpid())]
     process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        *_command(folder, max_batch, digest),
+        cwd="/",  # nothing is imported from the working directory, where others may put files
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
     )
     try:
         _, errors = await asyncio.wait_for(process.communicate(), timeout_s)
@@ -47,32 +76,66 @@ async def rehearse(folder: Path, max_batch: int, timeout_s: float | None = None)
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-    status = process.returncode or 0
+    _judge(process.returncode or 0, errors[-_LAST_LINE_BYTES:].decode(errors="replace"))
+
+
+def _command(folder: Path, max_batch: int, digest: str) -> list[str]:
+    packages = [str(Path(str(package.__file__)).absolute()) for package in (latentry, serving)]
+    arguments = [str(folder.absolute()), str(max_batch), digest, str(os.getpid()), str(CPU_S)]
+    return [sys.executable, "-c", _CHILD, *packages, *arguments, *_import_path()]
+
+
+def _import_path() -> list[str]:
+    """Where this process imports from, less the working directory, unless the libraries are there.
+
+    `python -m` puts it first; what somebody leaves there later would be run in the library's place.
+    """
+    libraries = Path(np.__file__).resolve().parent.parent
+    paths = [Path(each) for each in sys.path if Path(each).is_absolute()]
+    return [str(each) for each in paths if not _is_here(each) or each.resolve() == libraries]
+
+
+def _is_here(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # neither need exist
+        return path.samefile(".")
+    return False
+
+
+def _judge(status: int, said: str) -> None:
+    """Raise `RehearsalFailed` unless the child ended well."""
+    if status == -signal.SIGXCPU:
+        raise RehearsalFailed(f"no end of its first run after {CPU_S} s of processor time", transient=False)
     if status < 0:
         name = signal.Signals(-status).name
         raise RehearsalFailed(f"loading it ended a process with {name}", transient=True)
     if status:
-        lines = errors[-_LAST_LINE_BYTES:].decode(errors="replace").strip().splitlines()
-        raise RehearsalFailed(lines[-1] if lines else f"exit status {status}", transient=False)
+        lines = said.strip().splitlines()
+        raise RehearsalFailed(lines[-1] if lines else f"exit status {status}", transient=status == _CHANGED)
 
 
-def main(folder: Path, max_batch: int, server: int) -> int:
-    """Load the graphs and run them once; what is wrong is the last line on stderr."""
+def main(folder: str, max_batch: str, digest: str, server: str, cpu_s: str) -> int:
+    """The child: load the graphs and run them once. What is wrong is the last line on stderr."""
+    _end_with(int(server))
+    _step_back(int(cpu_s))
+    try:
+        whole = manifest.read(Path(folder))
+        if whole.digest != digest:
+            return _say(f"{folder}: changed while it was rehearsed", _CHANGED)
+        run(whole, int(max_batch))
+    except ValueError as error:
+        return _say(str(error).replace("\n", " "), 1)
+    return 0
+
+
+def run(whole: manifest.ModelFolder, max_batch: int) -> None:
+    """Run each graph on the CPU: one row, a batch, and rows together and apart; raises `BadGraph`."""
     from serving import engine  # here, so that asking for a rehearsal does not wait for onnxruntime
     from serving.devices import CPU, Device
 
-    _end_with(server)
-    with contextlib.suppress(OSError):
-        os.nice(19)
-        Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, this process goes first
-    try:
-        for graph in engine.load_graphs(manifest.read(folder), Device(CPU), ()):
-            for size in graph.warm_up_sizes(max_batch):
-                graph.warm(size)
-    except ValueError as error:
-        print(str(error).replace("\n", " "), file=sys.stderr)  # noqa: T201 - what the parent reads
-        return 1
-    return 0
+    for graph in engine.load_graphs(whole, Device(CPU), ()):
+        for size in graph.warm_up_sizes(min(max_batch, _MOST_ROWS)):
+            graph.warm(size)
+        graph.check_rows()
 
 
 def _end_with(server: int) -> None:
@@ -84,5 +147,16 @@ def _end_with(server: int) -> None:
         sys.exit(1)
 
 
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+def _step_back(cpu_s: int) -> None:
+    """Calls go first, and if memory runs out this process does."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: it has a lower limit already
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 10))  # after SIGXCPU, SIGKILL
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # nor does a graph that crashes, again and again, fill the disk
+    with contextlib.suppress(OSError):
+        os.nice(_NICE)
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _say(line: str, status: int) -> int:
+    print(line, file=sys.stderr)  # noqa: T201 - what the parent reads
+    return status

@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from latentry import manifest
+from latentry.manifest import ManifestError
 from serving import repository
 from serving.catalog import Catalog, Refusal
 from serving.errors import BadModel, Conflict, ModelNotFound, NoModel
@@ -27,6 +29,7 @@ from serving.settings import Settings
 log = logging.getLogger(__name__)
 
 _TRY_AGAIN_S = 60.0  # what may mend itself, such as a rehearsal that ran out of memory
+_LONGEST_PAUSE_S = 3600.0
 _LONGEST = 500  # characters of a reason
 
 
@@ -45,6 +48,7 @@ class Reloader:
         self._pinned: set[tuple[str, int]] = set()  # versions that an administrator loaded
         self._excluded: set[tuple[str, int]] = set()  # versions that he unloaded
         self._decided: set[tuple[str, str]] = set()  # labels that he set or took away
+        self._kept: set[tuple[str, int]] = set()  # versions that serve on without their folders
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._retiring: set[asyncio.Task[None]] = set()
         self._trouble = ""
@@ -57,19 +61,21 @@ class Reloader:
             raise BadModel(f"bad model: {self.root / name}: {problem}")
         if not found.versions:
             raise NoModel(f"model repository {self.root}: no model, wanted <name>/<version>/manifest.json")
-        self._check_labels(found)
+        self._check_names(found)
         for name in found.versions:
             for version in sorted(self._wanted(name, found.versions[name], ())):
                 try:
                     await self._load(name, version, found.versions[name][version], rehearsed=False)
                 except ValueError as error:
                     raise BadModel(f"bad model: {error}") from error
+            self._set_unasked(name, found.versions[name], ())
             self._show(name)
-        default = self._settings.default_model
         if not self._catalog.all():
             raise NoModel(f"model repository {self.root}: none of its versions is to be served (see --versions)")
+        default = self._settings.default_model
         if default and not self._catalog.versions(default):
             raise NoModel(f"--default-model: got {default}, which is not among the models of {self.root}")
+        self._catalog.default = default or self._catalog.all()[0].manifest.name
 
     async def scan(self) -> None:
         """Bring what is loaded in step with the repository. One that cannot be read, or is empty, changes nothing."""
@@ -88,7 +94,12 @@ class Reloader:
         self._misnamed = found.misnamed
         for name in sorted({*found.versions, *(model.manifest.name for model in self._catalog.all())}):
             async with self._locks[name]:
-                await self._bring_in_step(name, found.versions.get(name, {}))
+                try:  # read again: what was found may be old, after other models' rehearsals
+                    folders = await asyncio.to_thread(repository.versions_of, self.root, name)
+                except NoModel as error:
+                    self._say_once(f"{error}; what is loaded goes on serving")
+                    return
+                await self._bring_in_step(name, folders)
 
     async def load(self, name: str, version: int) -> Model:
         """Load a version that is in the repository, and keep it until it is unloaded or the server ends.
@@ -97,46 +108,66 @@ class Reloader:
         """
         async with self._locks[name]:
             folder = await self._folder(name, version)
-            self._excluded.discard((name, version))
-            self._pinned.add((name, version))
             if version not in self._catalog.versions(name) or await self._changed(name, {version: folder}):
                 await self._try(name, version, folder)
+            else:
+                self._catalog.accept(name, version)
             refusal = self._catalog.refused.get(name, {}).get(version)
             if refusal is not None:
-                self._pinned.discard((name, version))
                 raise Conflict(f"{name} version {version} is refused: {refusal.reason}")
+            self._excluded.discard((name, version))
+            self._pinned.add((name, version))
+            self._catalog.set_unasked(name, self._catalog.unasked(name) - {version})
+            self._show(name)
             return self._catalog.versions(name)[version]
 
-    async def unload(self, name: str, version: int) -> None:
+    # Unloading and labelling wait for nothing, so that they are not held up by what is being loaded.
+
+    def unload(self, name: str, version: int) -> None:
         """Serve this version no more, until it is loaded again or the server ends.
 
         Raises `ModelNotFound` if it is not loaded, `Conflict` if a label names it or it is the last of all.
         """
-        async with self._locks[name]:
-            model = self._catalog.get(name, version)
-            labels = [label for label, labelled in self._catalog.labels(name).items() if labelled == version]
-            if labels:
-                raise Conflict(f"{name} version {version} is called {', '.join(labels)}; move the label first")
-            if self._must_stay(name):
-                what = "version of the default model" if len(self._catalog.all()) > 1 else "model"
-                raise Conflict(f"{name} version {version} is the only {what} that is loaded")
-            self._excluded.add((name, version))
-            self._pinned.discard((name, version))
-            self._drop(model)
+        model = self._catalog.get(name, version)
+        labels = [label for label, labelled in self._catalog.labels(name).items() if labelled == version]
+        if labels:
+            raise Conflict(f"{name} version {version} is called {', '.join(labels)}; move the label first")
+        if self._must_stay(name):
+            what = "version of the default model" if len(self._catalog.all()) > 1 else "model"
+            raise Conflict(f"{name} version {version} is the only {what} that is loaded")
+        self._excluded.add((name, version))
+        self._pinned.discard((name, version))
+        self._drop(model)
+        self._show(name)
 
-    async def set_label(self, name: str, label: str, version: int | None) -> None:
+    def set_label(self, name: str, label: str, version: int | None) -> None:
         """Give a loaded version a label, or take the label away. Raises `Conflict` or `ModelNotFound`."""
-        async with self._locks[name]:
-            self._catalog.get(name)
-            self._catalog.set_label(name, label, version)
-            self._decided.add((name, label))
-            log.info("label %s of %s: %s", label, name, "none" if version is None else f"version {version}")
-            self._show(name)
+        self._catalog.get(name)
+        self._catalog.set_label(name, label, version)
+        self._decided.add((name, label))
+        self._show(name)
 
     def relabel(self, labels: Mapping[str, Mapping[str, int]]) -> None:
-        """These are the configuration's labels from now on, whatever was decided before; the next scan applies them."""
+        """These are the configuration's labels from now on; a scan applies them.
+
+        A label about which it says the same as before stays what an administrator has made of it.
+        """
+        for name in {*self._labels, *labels}:
+            before, after = self._labels.get(name, {}), labels.get(name, {})
+            for label in {*before, *after}:
+                if before.get(label) != after.get(label):
+                    self._decided.discard((name, label))
+                    if label not in after:
+                        self._catalog.set_label(name, label, None)
+                        log.info("label %s of %s: none", label, name)
         self._labels = labels
-        self._decided.clear()
+
+    def say_what_is_missing(self) -> None:
+        """Log each label of the configuration whose version is not served."""
+        for name, labels in self._labels.items():
+            for label, version in labels.items():
+                if (name, label) not in self._decided and version not in self._catalog.versions(name):
+                    log.error("label %s of %s: version %d is not served; it stays as it is", label, name, version)
 
     async def close(self) -> None:
         """Wait for nothing: what is being retired is left to the end of the process."""
@@ -144,17 +175,23 @@ class Reloader:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
 
-    def _wanted(self, name: str, there: Iterable[int], refused: Container[int]) -> set[int]:
+    def _wanted(self, name: str, there: Collection[int], refused: Collection[int]) -> set[int]:
         """The versions that are to be served of those that are `there`: by policy, by label, and by administrator."""
+        return self._asked(name, there, refused) | ({*there} & {*self._named(name).values()} - {*refused})
+
+    def _asked(self, name: str, there: Collection[int], refused: Collection[int]) -> set[int]:
+        """Of these, those that are served by policy or by administrator."""
         loaded = self._catalog.versions(name)
         good = {version for version in there if version in loaded or version not in refused}
         chosen = self._settings.policy_for(name).choose(v for v in good if (name, v) not in self._excluded)
-        asked = {version for version in good if (name, version) in self._pinned}
-        return chosen | asked | (good & {*self._named(name).values()})
+        return chosen | {version for version in good if (name, version) in self._pinned}
+
+    def _set_unasked(self, name: str, there: Collection[int], refused: Collection[int]) -> None:
+        self._catalog.set_unasked(name, {*self._catalog.versions(name)} - self._asked(name, there, refused))
 
     def _must_stay(self, name: str) -> bool:
-        """Whether a model has one version left that is the last of all, or of the default model that was configured."""
-        if name == self._settings.default_model:
+        """Whether a model has one version left that is the last of all, or of the default model."""
+        if name == self._catalog.default:
             return len(self._catalog.versions(name)) == 1
         return len(self._catalog.all()) == 1
 
@@ -168,18 +205,26 @@ class Reloader:
         tried: set[int] = set()  # each once a scan, so that a folder that is being written cannot hold it up
         while True:
             refused = await self._still_refused(name, folders)
-            wanted = self._wanted(name, folders, refused)
-            stale = await self._changed(name, folders) - refused
+            changed = await self._changed(name, folders)
+            # From here to the end nothing is waited for: labels that move meanwhile count.
+            for version in self._catalog.versions(name).keys() & folders.keys() - changed:
+                self._catalog.accept(name, version)  # it was spoilt in place, and is as it was
+            wanted, stale = self._wanted(name, folders, refused), changed - refused
             missing = [v for v in wanted - tried if v not in self._catalog.versions(name) or v in stale]
             if not missing:
                 break
             tried.add(max(missing))
             await self._try(name, max(missing), folders[max(missing)])
         for version, model in list(self._catalog.versions(name).items()):
-            if version not in wanted and not self._must_stay(name):
+            if version in wanted:
+                self._kept.discard((name, version))
+            elif self._must_stay(name) or version in self._named(name).values():
+                self._keep(name, version)
+            else:
                 self._drop(model)
         for version in [v for v in self._catalog.refused.get(name, {}) if v not in folders]:
             self._catalog.accept(name, version)
+        self._set_unasked(name, folders, refused)
         self._show(name)
 
     async def _still_refused(self, name: str, folders: Mapping[int, Path]) -> set[int]:
@@ -198,16 +243,29 @@ class Reloader:
     async def _try(self, name: str, version: int, folder: Path) -> None:
         """Load it beside what is there, and switch; or refuse it."""
         before = (await _fingerprints({version: folder}))[version]
+        loaded = self._catalog.versions(name).get(version)
+        if loaded is not None and await asyncio.to_thread(_holds, folder, loaded.digest):
+            self._loaded_from[name, version] = before  # a note was added, or the same files were written again
+            self._catalog.accept(name, version)
+            return
         try:
             await self._load(name, version, folder, rehearsed=True)
-        except (ValueError, OSError) as error:
-            transient = isinstance(error, RehearsalFailed) and error.transient
-            retry_at = asyncio.get_running_loop().time() + _TRY_AGAIN_S if transient else float("inf")
-            reason = str(error).replace(f"{self.root.absolute()}/", "").replace(f"{self.root}/", "")[:_LONGEST]
-            self._catalog.refuse(name, version, Refusal(reason, before, retry_at))
-            self._metrics.reloads.labels(name, "refused").inc()
-            log.error("refused %s version %d: %s", name, version, reason)  # noqa: TRY400 # the reason says it all
+        except Exception as error:
+            self._refuse(name, version, before, error)
         self._show(name)
+
+    def _refuse(self, name: str, version: int, folder: Fingerprint, error: Exception) -> None:
+        """What is wrong with the folder stays wrong until the folder changes; all else may mend itself."""
+        earlier = self._catalog.refused.get(name, {}).get(version)
+        tries = 1 if earlier is None or earlier.folder != folder else earlier.tries + 1
+        pause = float("inf") if _is_final(error) else min(_TRY_AGAIN_S * 2 ** (tries - 1), _LONGEST_PAUSE_S)
+        retry_at = asyncio.get_running_loop().time() + pause
+        reason = str(error) or type(error).__name__
+        reason = reason.replace(f"{self.root.absolute()}/", "").replace(f"{self.root}/", "")[:_LONGEST]
+        self._catalog.refuse(name, version, Refusal(reason, folder, retry_at, tries))
+        self._metrics.reloads.labels(name, "refused").inc()
+        if earlier is None or earlier.reason != reason:  # once, though its files may change again and again
+            log.error("refused %s version %d: %s", name, version, reason, exc_info=not isinstance(error, ValueError))
 
     async def _load(self, name: str, version: int, folder: Path, *, rehearsed: bool) -> None:
         before = (await _fingerprints({version: folder}))[version]
@@ -220,17 +278,24 @@ class Reloader:
         if replaced is not None:
             self._retire(replaced)
 
+    def _keep(self, name: str, version: int) -> None:
+        """It goes on without its folder: something depends on it. Said once."""
+        if (name, version) not in self._kept:
+            self._kept.add((name, version))
+            log.error("%s version %d is gone from the repository; it serves on until the server ends", name, version)
+
     def _drop(self, model: Model) -> None:
         name, version = model.manifest.name, model.manifest.version
         self._catalog.remove(name, version)
         self._loaded_from.pop((name, version), None)
+        self._retire(model)
         self._metrics.forget(name, version)
         self._metrics.reloads.labels(name, "unloaded").inc()
         log.info("unloaded %s version %d", name, version)
-        self._retire(model)
 
     def _retire(self, model: Model) -> None:
         """Free it once the calls that use it have ended."""
+        model.retiring = True
 
         async def retire() -> None:
             if not await model.retire(self._settings.drain_s):
@@ -240,18 +305,27 @@ class Reloader:
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    def _check_labels(self, found: Found) -> None:
+    def _check_names(self, found: Found) -> None:
+        """Raises `NoModel` if the settings name what is not there."""
         for name, labels in self._labels.items():
             for label, version in labels.items():
                 if version not in found.versions.get(name, {}):
                     wanted = f"{self.root / name / str(version)}"
                     raise NoModel(f"--labels: got {name}:{label}={version}, but there is no {wanted}")
+        for name, policy in self._settings.policies.items():
+            if name and not policy.choose(found.versions.get(name, {})):
+                there = ", ".join(map(str, sorted(found.versions.get(name, {})))) or "none"
+                raise NoModel(f"--versions: got a policy for {name} that chooses none of its versions: {there}")
+        for name, versions in found.versions.items():
+            if not self._settings.policy_for(name).choose(versions):
+                log.warning("no version of %s is to be served (see --versions)", name)
 
     def _show(self, name: str) -> None:
         """Give the loaded versions their labels, and say what is refused."""
         for label, version in self._named(name).items():
             if version in self._catalog.versions(name) and self._catalog.labels(name).get(label) != version:
                 self._catalog.set_label(name, label, version)
+                log.info("label %s of %s: version %d", label, name, version)
         self._metrics.labels.clear()
         for each in {model.manifest.name for model in self._catalog.all()}:
             for label, version in self._catalog.labels(each).items():
@@ -272,6 +346,20 @@ class Reloader:
         elif self._trouble and not trouble:
             log.info("the model repository can be read again")
         self._trouble = trouble
+
+
+def _is_final(error: Exception) -> bool:
+    if isinstance(error, RehearsalFailed):
+        return not error.transient
+    return isinstance(error, ManifestError) and not isinstance(error.__cause__, OSError)
+
+
+def _holds(folder: Path, digest: str) -> bool:
+    """Whether the folder holds, whole, what has this digest."""
+    try:
+        return manifest.read(folder).digest == digest
+    except ManifestError:
+        return False
 
 
 async def _fingerprints(folders: Mapping[int, Path]) -> dict[int, Fingerprint]:

@@ -13,7 +13,7 @@ from latentry import manifest
 from latentry.manifest import ManifestError
 from serving.errors import NoModel
 
-Fingerprint = tuple[tuple[str, int, int], ...]  # name, size and time of change of each file
+Fingerprint = tuple[tuple[str | int, ...], ...]  # of each file: its name, size, times of change and number
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +37,23 @@ def scan(root: Path) -> Found:
             except ManifestError as error:
                 misnamed[model.name] = str(error)
                 continue
-            numbers = versions.setdefault(model.name, {})
-            for folder in _folders(model):
-                try:
-                    numbers[manifest.parse_version(folder.name)] = folder
-                except ManifestError as error:
-                    misnamed[f"{model.name}/{folder.name}"] = str(error)
+            versions[model.name], bad = _versions(model)
+            misnamed.update({f"{model.name}/{version}": problem for version, problem in bad.items()})
     except OSError as error:
         raise NoModel(f"model repository {root}: {error.strerror}") from error
     return Found({name: numbers for name, numbers in versions.items() if numbers}, misnamed)
+
+
+def versions_of(root: Path, name: str) -> dict[int, Path]:
+    """The version folders of one model, none if it is not there; raises `NoModel` if the repository cannot be read."""
+    try:
+        return _versions(root / name)[0]
+    except FileNotFoundError as error:
+        if root.is_dir():
+            return {}
+        raise NoModel(f"model repository {root}: {error.strerror}") from error
+    except OSError as error:
+        raise NoModel(f"model repository {root}: {error.strerror}") from error
 
 
 def fingerprint(folder: Path) -> Fingerprint:
@@ -55,7 +63,20 @@ def fingerprint(folder: Path) -> Fingerprint:
         stats = [(file.name, file.stat()) for file in files]
     except OSError:
         return ()
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    # Copies that keep times (tar, rsync -t) still show in the inode and in its own time of change.
+    return tuple((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in stats)
+
+
+def _versions(model: Path) -> tuple[dict[int, Path], dict[str, str]]:
+    """Folders by number, and what is wrong with the names of others."""
+    numbers: dict[int, Path] = {}
+    misnamed: dict[str, str] = {}
+    for folder in _folders(model):
+        try:
+            numbers[manifest.parse_version(folder.name)] = folder
+        except ManifestError as error:
+            misnamed[folder.name] = str(error)
+    return numbers, misnamed
 
 
 def _folders(parent: Path) -> list[Path]:

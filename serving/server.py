@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 _LAST_REPLIES_S = 0.25  # for replies that are on their way out when every call has been answered
 _LAST_TRACES_S = 2.0
 
+_RELOADABLE = {"log_level", "labels"}
+
 _OPTIONS: Sequence[tuple[str, Any]] = [
     ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a share
     ("grpc.max_concurrent_streams", 1024),  # of one connection
@@ -71,6 +73,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._configured = settings  # as it was read last
         self.port = self.metrics_port = self.admin_port = 0
         self.metrics = Metrics()
         self.metrics.count_lost_lines(lambda: logs.lost)
@@ -93,7 +96,7 @@ class Service:
         for port in (settings.port, settings.admin_port):
             if port:
                 _check_free(settings.host, port)
-        self.catalog = Catalog(settings.default_model, lambda: self.health.look())
+        self.catalog = Catalog(lambda: self.health.look())
         loader = self._make_loader()
         self.health = Health(self.catalog, SERVICE)
         self.reloader = Reloader(settings, self.catalog, loader, self.metrics)
@@ -111,9 +114,15 @@ class Service:
 
     async def reconfigure(self, settings: Settings) -> None:
         """Take over what may change while serving, the log level and the labels, and look at the repository."""
-        logs.set_level(settings.log_level)
+        before, self._configured = self._configured, settings
+        if settings.log_level != before.log_level:
+            logs.set_level(settings.log_level)
         self.reloader.relabel(settings.label_map)
+        changed = {key for key in type(settings).model_fields if getattr(settings, key) != getattr(before, key)}
+        if changed - _RELOADABLE:
+            log.warning("these settings need a restart: %s", ", ".join(sorted(changed - _RELOADABLE)))
         await self._scan()
+        self.reloader.say_what_is_missing()
 
     async def ended(self) -> None:
         """Returns if a gRPC server ends that nobody has told to."""
@@ -131,7 +140,8 @@ class Service:
         self.health.look()
         await asyncio.sleep(self.settings.drain_grace_s)
         self._gate.shut = self._admin_gate.shut = True
-        if not await self._gate.wait_empty(self.settings.drain_s):
+        gone = [gate.wait_empty(self.settings.drain_s) for gate in (self._gate, self._admin_gate)]
+        if not all(await asyncio.gather(*gone)):
             log.warning("calls were still running after %g s", self.settings.drain_s)
         await asyncio.sleep(_LAST_REPLIES_S)
 

@@ -310,7 +310,7 @@ class Settings(BaseSettings):
 
     def policy_for(self, name: str) -> Policy:
         """Which versions of the model `name` serve."""
-        return self._policies.get(name, self._policies[""])
+        return self.policies.get(name, self.policies[""])
 
     @cached_property
     def label_map(self) -> Mapping[str, Mapping[str, int]]:
@@ -318,5 +318,6 @@ class Settings(BaseSettings):
         return read_labels(self.labels)
 
     @cached_property
-    def _policies(self) -> Mapping[str, Policy]:
+    def policies(self) -> Mapping[str, Policy]:
+        """Which versions serve, by model name; "" for every model that is not named."""
         return read_policies(self.versions)

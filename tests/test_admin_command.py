@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from certificates import Authority, replace
 from conftest import running_service, settings_for
+from proxies import no_use_of_a_proxy
 from test_access import ADMIN, APP, USUAL, write
 
 import latentry
@@ -158,6 +159,16 @@ def test_the_other_port_administers_nothing_and_nobody_answers_without_tls(same:
     server = ["--server", f"localhost:{same.service.admin_port}", "--timeout-s", "10"]
     status, _, err = run("admin", "list", *server)
     assert (status, "UNAVAILABLE" in err) == (1, True)
+
+
+def test_this_machine_is_administered_without_a_proxy(
+    serve: Any, linear_repository: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = serve(linear_repository, admin_port=0)
+    replace(tmp_path / "token", ADMIN.encode())
+    flags = ["--server", f"localhost:{service.admin_port}", "--token-file", str(tmp_path / "token")]
+    with no_use_of_a_proxy(monkeypatch):
+        assert run("admin", "list", *flags, "--timeout-s", "5") == (0, "linear 1  ready\n", "")
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -459,3 +461,111 @@ async def test_refusing_when_full_takes_microseconds(puppet: Puppet, pool: Pool)
     assert (time.perf_counter() - started) / 1000 < 0.001
     puppet.let(100)
     await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_background_calls_of_either_of_two_busy_queues_are_not_starved(puppet: Puppet, pool: Pool) -> None:
+    """An encoder's and a decoder's: turns that alternate must not meet the fair turn always on the same side."""
+    puppet.let(10_000)
+    queues = [make(puppet, pool, max_batch=1, max_waiting=1000) for _ in range(2)]
+    background = [submit(queue, 1000 + i, background=True) for i, queue in enumerate(queues)]
+    interactive = [submit(queue, v) for v in range(100) for queue in queues]
+    await asyncio.gather(*background, *interactive)
+    assert all(puppet.batches.index([1000 + i]) < 40 for i in range(2))
+
+
+async def test_a_device_that_does_something_else_leaves_calls_to_the_others(puppet: Puppet) -> None:
+    pool, other = Pool(2), Puppet()
+    batcher = make(puppet, pool, other)
+    other.let(10)
+    begun, free = threading.Event(), threading.Event()
+
+    def warm() -> str:
+        begun.set()
+        assert free.wait(10)
+        return "warm"
+
+    warming = asyncio.create_task(pool.call(0, warm))
+    assert await asyncio.to_thread(begun.wait, 10)
+    replies = [await values(submit(batcher, v)) for v in range(5)]
+    assert replies == [[2.0 * v] for v in range(5)]
+    assert (puppet.batches, len(other.batches)) == ([], 5)
+    free.set()
+    assert await warming == "warm"
+    pool.close()
+
+
+async def test_what_is_raised_between_batches_is_told_and_the_device_goes_on(batcher: Batcher, puppet: Puppet) -> None:
+    def fail() -> None:
+        raise OSError("no")
+
+    with pytest.raises(OSError, match="no"):
+        await batcher._pool.call(0, fail)
+    puppet.let()
+    assert await values(submit(batcher, 1)) == [2]
+
+
+async def test_the_calls_of_a_failed_batch_do_not_wait_for_the_restart(batcher: Batcher, puppet: Puppet) -> None:
+    restarting, go_on = threading.Event(), threading.Event()
+
+    def restart() -> None:
+        restarting.set()
+        assert go_on.wait(10)
+
+    puppet.restart = restart  # type: ignore[method-assign]
+    puppet.error = RuntimeError("device lost")
+    puppet.let()
+    with pytest.raises(EngineFailed):
+        await submit(batcher, 1)
+    assert await asyncio.to_thread(restarting.wait, 10)
+    puppet.error = None
+    waiting = submit(batcher, 2)
+    await asyncio.sleep(0)
+    assert puppet.waiting_now == 1, "what comes meanwhile waits for the restart"
+    go_on.set()
+    puppet.let()
+    assert await values(waiting) == [4]
+
+
+async def test_cancelled_calls_leave_nothing_behind(batcher: Batcher, puppet: Puppet) -> None:
+    running = submit(batcher, 0)
+    await puppet.began()
+    arrays = [np.zeros((1, 1000), np.float32) for _ in range(10)]
+    gone = [weakref.ref(array) for array in arrays]
+    tasks = [asyncio.create_task(batcher.submit(array, OUT)) for array in arrays]
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    del arrays, tasks, task
+    gc.collect()
+    assert not any(each() is not None for each in gone)
+    puppet.let()
+    assert await values(running) == [0]
+
+
+async def test_a_cancelled_call_does_not_shorten_the_wait_for_more(puppet: Puppet, pool: Pool) -> None:
+    batcher = make(puppet, pool, max_delay_s=0.3)
+    puppet.let(10)
+    cancelled = submit(batcher, 1)
+    await asyncio.sleep(0.25)
+    cancelled.cancel()
+    started = asyncio.get_running_loop().time()
+    assert await values(submit(batcher, 2)) == [4]
+    assert asyncio.get_running_loop().time() - started > 0.25
+
+
+async def test_what_waits_behind_a_batch_that_cannot_be_gathered_runs(puppet: Puppet, pool: Pool) -> None:
+    batcher = make(puppet, pool, max_batch=4)
+    puppet.let(10)
+    wrong = asyncio.create_task(batcher.submit(np.zeros((2, 3), np.float32), OUT))
+    right = [submit(batcher, 1, 2), submit(batcher, 3, 4)]
+    with pytest.raises(ValueError, match="dimension"):
+        await asyncio.wait_for(wrong, 10)
+    assert await values(right[1]) == [6, 8]
+    with pytest.raises(ValueError, match="dimension"):
+        await right[0]
+
+
+async def test_a_call_of_no_rows_is_refused(batcher: Batcher) -> None:
+    with pytest.raises(ValueError, match="rows: got none"):
+        await batcher.submit(rows(), OUT)

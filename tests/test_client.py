@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import running_service, settings_for
 from PIL import Image
+from proxies import no_use_of_a_proxy
 
 import latentry
 from latentry import AsyncClient, Client, LatentryError
@@ -194,6 +195,18 @@ def test_a_restart_between_calls_goes_unnoticed(linear_repository: Path, free_po
         with running_service(settings_for(linear_repository, port=free_port)):
             after = client.sample(2, seed=1)
     assert before.images.tolist() == after.images.tolist()
+
+
+async def test_what_goes_to_this_machine_goes_to_no_proxy(
+    linear_service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with no_use_of_a_proxy(monkeypatch):
+        target = f"localhost:{linear_service.port}"
+        with Client(target, token="t" * 43, timeout_s=5) as client:
+            assert client.sample(1).images.shape == (1, 12, 10, 1)
+            assert client.models()
+        async with AsyncClient(target, token="t" * 43, timeout_s=5) as other:
+            assert (await other.sample(1)).images.shape == (1, 12, 10, 1)
 
 
 def test_many_threads_share_one_client(client: Client) -> None:

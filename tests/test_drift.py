@@ -36,6 +36,10 @@ def moments(calls: list[Array], half_life: float = 1e12) -> tuple[Array, Array]:
     return drift._mean, drift._squares / (drift._weight - drift._weight_of_squares / drift._weight)
 
 
+def test_what_is_no_number_is_not_no_drift() -> None:
+    assert math.isnan(compare(np.array([math.nan]), np.array([1.0]), standard(1)).nats)
+
+
 # ---- moments ----
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import grpc
 import pytest
 import trustme
+from conftest import running_service, settings_for
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from proxies import no_use_of_a_proxy
 
 from latentry.cli import main
 
@@ -67,6 +69,12 @@ def test_the_status_is_the_servers_or_a_models(serve: Serve, capsys: pytest.Capt
     assert capsys.readouterr().err == "latentry health: NOT_FOUND: \n"
 
 
+def test_this_machine_is_asked_without_a_proxy(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(None)
+    with no_use_of_a_proxy(monkeypatch):
+        assert main(["health", "--server", server]) == 0
+
+
 def test_over_tls_the_authority_is_needed(
     serve: Serve, authority: trustme.CA, ca: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,3 +107,29 @@ def test_flags_that_make_no_sense_are_exit_status_2(capsys: pytest.CaptureFixtur
         "latentry health: --tls-certificate and --tls-key: got one, wanted both or neither",
         "latentry health: /nowhere: No such file or directory",
     ]
+
+
+@pytest.mark.parametrize("with_tls", [False, True], ids=["plain", "TLS"])
+def test_a_container_asks_its_own_server_whatever_its_tls(
+    with_tls: bool,
+    authority: trustme.CA,
+    linear_repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    more: dict[str, Path] = {}
+    if with_tls:
+        issued = authority.issue_cert("elsewhere.example")
+        issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+        for pem in issued.cert_chain_pems:
+            pem.write_to_path(tmp_path / "certificate.pem", append=True)
+        more = {"tls_certificate": tmp_path / "certificate.pem", "tls_key": tmp_path / "key.pem"}
+    with running_service(settings_for(linear_repository, **more)) as service:
+        monkeypatch.setenv("LATENTRY_METRICS_PORT", str(service.metrics_port))
+        assert main(["health", "--here"]) == 0
+        assert capsys.readouterr().out == "ready\n"
+        service.health.accepting = False
+        assert main(["health", "--here"]) == 1
+        assert "503" in capsys.readouterr().err
+    assert main(["health", "--here"]) == 1

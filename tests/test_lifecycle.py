@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -88,6 +89,16 @@ def test_an_idle_server_stops_with_status_0(start: Callable[..., Server], number
     assert server.port > 0
     assert server.stop(number) == 0
     assert not any("Traceback" in line for line in server.lines)
+
+
+def test_nothing_reports_home(linear_repository: Path, tmp_path: Path) -> None:
+    """ONNX Runtime would: it makes an identity of the machine in the home folder, and asks for its server's address."""
+    command = [sys.executable, "-c", "import os, serving.engine; print(os.environ['ORT_DISABLE_TELEMETRY'])"]
+    made = subprocess.run(
+        command, env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+    assert made.stdout == "1\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sigterm_while_the_model_loads_ends_the_start(linear: LinearModel, tmp_path: Path) -> None:

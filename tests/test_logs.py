@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -76,6 +77,7 @@ def test_the_line_of_a_request_has_what_is_needed_to_find_out_why(log: Callable[
         "model": "fashion",
         "version": "3",
         "identity": "app",
+        "peer": "",
         "priority": "interactive",
         "items": 7,
         "request_bytes": 100,
@@ -251,6 +253,36 @@ def test_a_reader_that_stands_still_holds_nobody_up() -> None:
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def test_a_slow_reader_takes_what_it_can_and_holds_nobody_up() -> None:
+    """4 KiB each 40 ms: a line is taken within what a line could wait for, so that without a budget all would wait."""
+    before, count = logs.lost, 400
+    reader, writer = os.pipe()
+    parts: list[bytes] = []
+    ended = threading.Event()
+
+    def read_slowly() -> None:
+        while part := os.read(reader, 4096 if not ended.is_set() else 1 << 20):
+            parts.append(part)
+            ended.wait(0.04)
+
+    thread = threading.Thread(target=read_slowly)
+    thread.start()
+    try:
+        logs.configure("info", "json", writer)
+        started = time.perf_counter()
+        for _ in range(count):
+            OURS.info("x" * 3000)
+        assert time.perf_counter() - started < 1
+    finally:
+        ended.set()
+        os.close(writer)
+        thread.join()
+        os.close(reader)
+    events = [json.loads(line)["event"] for line in b"".join(parts).decode().splitlines()]
+    taken = sum(event.startswith("x") for event in events)
+    assert 10 < taken < count <= taken + logs.lost - before, "what was not taken is counted"
 
 
 def test_a_message_that_does_not_fit_its_arguments_is_counted_without_a_traceback(

@@ -103,6 +103,28 @@ async def test_metrics_come_as_text_or_as_open_metrics_and_zipped_when_asked() -
         assert b"latentry_answer 42" in gzip.decompress(body)
 
 
+@pytest.mark.parametrize(
+    ("accept", "zipped"),
+    [
+        ("gzip", True),
+        ("br, GZip ; q=0.001", True),
+        ("gzip;q=1.0, identity;q=0.5", True),
+        ("gzip;q=0", False),
+        ("gzip ; q=0.000, br", False),
+        ("identity, gzip;Q=0.", False),
+        ("gzip;q=x", False),
+        ("gzipped", False),
+        ("", False),
+    ],
+)
+async def test_a_page_is_zipped_for_those_alone_who_want_it(accept: str, zipped: bool) -> None:
+    async with pages() as port:
+        head = f"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept-Encoding: {accept}\r\nConnection: close\r\n\r\n"
+        reply = await raw(port, head.encode())
+        assert (b"Content-Encoding: gzip" in reply) == zipped
+        assert (b"latentry_answer 42" in reply) != zipped
+
+
 @pytest.mark.parametrize("accept", ["application/openmetrics-text;version=abc", "text/plain;version=x", ",;=,", "é"])
 async def test_any_accept_header_is_answered(accept: str) -> None:
     async with pages() as port:

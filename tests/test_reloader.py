@@ -19,6 +19,7 @@ from conftest import running_service, settings_for
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from test_metrics import scrape
 
+from latentry import manifest
 from latentry.v1 import admin_pb2 as apb
 from latentry.v1 import admin_pb2_grpc, vae_pb2_grpc
 from latentry.v1 import vae_pb2 as pb
@@ -359,6 +360,188 @@ def test_reloads_under_load_fail_no_call_and_mix_no_versions(start: Start) -> No
     assert answered == {1, 2, 3, 4, 5}
 
 
+def test_a_version_loaded_while_a_scan_is_busy_elsewhere_is_not_dropped(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scan looks again at each model when it comes to it."""
+    served = start(1)
+    linear_model.write(served.root, "aaa", 1)
+    busy, go_on = threading.Event(), threading.Event()
+    rehearse = rehearsal.rehearse
+
+    async def slow(folder: Path, *args: Any) -> None:
+        if folder.parent.name == "aaa":
+            busy.set()
+            await asyncio.to_thread(go_on.wait, 20)
+        await rehearse(folder, *args)
+
+    monkeypatch.setattr("serving.loading.rehearse", slow)
+    scan = served.admin.Scan.future(apb.ScanRequest(), timeout=60)
+    assert busy.wait(20)
+    linear_model.write(served.root, version=2)
+    served.admin.LoadModel(apb.LoadModelRequest(name="linear", version=2), timeout=30)
+    shutil.rmtree(served.root / "linear" / "1")
+    go_on.set()
+    scan.result()
+    assert served.loaded() == [("aaa", 1), ("linear", 2)]
+
+
+def test_labels_move_while_a_version_is_being_loaded(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A roll-back does not wait for a candidate that hangs."""
+    served = start(1, 2, versions=("all",), labels=("linear:stable=2",))
+    busy, go_on = threading.Event(), threading.Event()
+
+    async def hang(*args: Any) -> None:
+        busy.set()
+        await asyncio.to_thread(go_on.wait, 20)
+
+    monkeypatch.setattr("serving.loading.rehearse", hang)
+    linear_model.write(served.root, version=3)
+    scan = served.admin.Scan.future(apb.ScanRequest(), timeout=60)
+    assert busy.wait(20)
+    served.admin.SetLabel(apb.SetLabelRequest(name="linear", label="stable", version=1), timeout=5)
+    assert served.answers(label="stable") == 1
+    served.admin.UnloadModel(apb.UnloadModelRequest(name="linear", version=2), timeout=5)
+    go_on.set()
+    scan.result()
+    assert served.loaded() == [("linear", 1), ("linear", 3)]
+
+
+@pytest.mark.parametrize("error", [MemoryError("no memory"), OSError(11, "Resource temporarily unavailable")])
+def test_what_may_mend_itself_is_tried_again_and_holds_up_no_other_model(
+    start: Start, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    served = start(1)
+    monkeypatch.setattr("serving.reloader._TRY_AGAIN_S", 0.0)
+    tries: list[Path] = []
+
+    async def fail(folder: Path, *args: Any) -> None:
+        tries.append(folder)
+        if folder.parent.name == "aaa":
+            raise error
+
+    monkeypatch.setattr("serving.loading.rehearse", fail)
+    linear_model.write(served.root, "aaa", 1)
+    linear_model.write(served.root, version=2)
+    status = served.scan()
+    assert (status["aaa", 1].state, served.answers()) == (apb.VERSION_STATE_REFUSED, 2)
+    served.scan()
+    assert len([folder for folder in tries if folder.parent.name == "aaa"]) == 2
+    monkeypatch.setattr("serving.loading.rehearse", rehearsal.rehearse)
+    assert served.scan()["aaa", 1].state == apb.VERSION_STATE_READY
+
+
+def test_a_version_spoilt_and_mended_in_place_is_refused_no_more(start: Start) -> None:
+    served = start(1)
+    encoder = served.root / "linear" / "1" / "encoder.onnx"
+    encoder.rename(served.root / "aside")
+    assert served.scan()["linear", 1].reason
+    (served.root / "aside").rename(encoder)
+    before = served.metric("latentry_reloads_total", model="linear", outcome="loaded")
+    assert served.scan()["linear", 1].reason == ""
+    assert served.metric("latentry_refused_versions", model="linear") == 0
+    assert served.metric("latentry_reloads_total", model="linear", outcome="loaded") == before, "the same needs no load"
+
+
+def test_weights_of_the_same_size_and_time_are_noticed(start: Start) -> None:
+    """As tar and rsync leave them."""
+    served = start(1)
+    folder = served.root / "linear" / "1"
+    times = {file.name: file.stat() for file in folder.iterdir()}
+    before = served.vae.GetModel(pb.GetModelRequest()).model.model.digest
+    other = linear_model.write(served.root.with_name("other"), version=1).folder
+    about = linear_model.manifest("linear", 1, (12, 10, 1), 5)
+    graphs = {"encoder.onnx": onnx.load(other / "encoder.onnx"), "decoder.onnx": onnx.load(other / "decoder.onnx")}
+    scale = next(i for i in graphs["decoder.onnx"].graph.initializer if i.name == "u")
+    scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * np.float32(2), "u"))
+    linear_model.save(folder, graphs, about)
+    for file in folder.iterdir():
+        assert file.stat().st_size == times[file.name].st_size
+        os.utime(file, ns=(times[file.name].st_atime_ns, times[file.name].st_mtime_ns))
+    served.scan()
+    assert served.vae.GetModel(pb.GetModelRequest()).model.model.digest != before
+
+
+def test_a_load_that_is_given_up_changes_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = start(1, 2, versions=("1",))
+    busy, go_on = threading.Event(), threading.Event()
+
+    async def hang(*args: Any) -> None:
+        busy.set()
+        await asyncio.to_thread(go_on.wait, 20)
+
+    monkeypatch.setattr("serving.loading.rehearse", hang)
+    call = served.admin.LoadModel.future(apb.LoadModelRequest(name="linear", version=2), timeout=60)
+    assert busy.wait(20)
+    call.cancel()
+    go_on.set()
+    monkeypatch.setattr("serving.loading.rehearse", rehearsal.rehearse)
+    served.scan()
+    assert served.loaded() == [("linear", 1)]
+
+
+def test_a_version_that_is_here_for_its_label_only_answers_who_names_it(start: Start) -> None:
+    served = start(1, 2, versions=("1",), labels=("linear:canary=2",))
+    assert [served.answers(), served.answers(label="canary"), served.answers(version=2)] == [1, 2, 2]
+    served.admin.LoadModel(apb.LoadModelRequest(name="linear", version=2))
+    assert served.answers() == 2, "an administrator who loads it means it"
+
+
+def test_a_labelled_version_stays_when_its_folder_goes(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    served = start(1, 2, labels=("linear:stable=1",))
+    shutil.rmtree(served.root / "linear" / "1")
+    for _ in range(2):
+        served.scan()
+    assert served.answers(label="stable") == 1
+    assert caplog.text.count("linear version 1 is gone from the repository") == 1
+
+
+def test_the_default_model_stays_the_default(start: Start) -> None:
+    linear_served = start(1)
+    linear_model.write(linear_served.root, "other", 1, z=7)
+    linear_served.scan()
+    code, said = refused(lambda: linear_served.admin.UnloadModel(apb.UnloadModelRequest(name="linear", version=1)))
+    assert (code, "only version of the default model" in said) == (grpc.StatusCode.FAILED_PRECONDITION, True)
+    shutil.rmtree(linear_served.root / "linear")
+    linear_served.scan()
+    assert linear_served.vae.GetModel(pb.GetModelRequest()).model.model.name == "linear"
+
+
+@pytest.mark.parametrize("policy", ["linear=9", "nix=1"])
+def test_a_policy_for_what_is_not_there_stops_the_start(start: Start, policy: str) -> None:
+    with pytest.raises(NoModel, match="chooses none of its versions"):
+        start(1, versions=("latest", policy))
+
+
+def test_the_reason_of_a_refusal_names_no_path_outside_the_repository(start: Start, tmp_path: Path) -> None:
+    served = start(1)
+    bad = linear_model.write(served.root, version=2).folder
+    (bad / "encoder.onnx").rename(served.root.with_name("elsewhere.onnx"))
+    (bad / "encoder.onnx").symlink_to(served.root.with_name("elsewhere.onnx"))
+    reason = served.scan()["linear", 2].reason
+    assert "outside" in reason
+    assert "elsewhere" not in reason
+
+
+def test_rows_that_depend_on_each_other_are_refused(start: Start) -> None:
+    """As batch normalisation does that was exported in training mode: it would mix one call's data into another's."""
+    served = start(1)
+    bad = linear_model.write(served.root, version=2)
+    graph = linear_model.decoder(bad.shape, bad.u)
+    node = onnx.helper.make_node
+    graph.graph.node[0].output[0] = "raw"
+    graph.graph.node.insert(1, node("ReduceMean", ["raw", "axes"], ["centre"], keepdims=1))
+    graph.graph.node.insert(2, node("Sub", ["raw", "centre"], ["logits"]))
+    graph.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0], np.int64), "axes"))
+    about = linear_model.manifest("linear", 2, bad.shape, 5)
+    linear_model.save(
+        bad.folder, {"encoder.onnx": onnx.load(bad.folder / "encoder.onnx"), "decoder.onnx": graph}, about
+    )
+    status = served.scan()["linear", 2]
+    assert (status.state, served.answers()) == (apb.VERSION_STATE_REFUSED, 1)
+    assert "with the other rows of its batch" in status.reason
+
+
 # ---- the administrator ----
 
 
@@ -493,17 +676,18 @@ async def test_a_rehearsal_that_is_killed_fails_alone(tmp_path: Path) -> None:
 
     killer = asyncio.create_task(kill_the_child())
     with pytest.raises(RehearsalFailed, match="SIGKILL") as caught:
-        await rehearsal.rehearse(model.folder, 4, 60)
+        await rehearsal.rehearse(model.folder, 4, manifest.read(model.folder).digest, 60)
     assert caught.value.transient
     await killer
 
 
 async def test_a_rehearsal_says_what_is_wrong(tmp_path: Path) -> None:
     model = linear_model.write(tmp_path)
-    await rehearsal.rehearse(model.folder, 4, 60)
+    await rehearsal.rehearse(model.folder, 4, manifest.read(model.folder).digest, 60)
+    digest = manifest.read(model.folder).digest
     (model.folder / "encoder.onnx").unlink()
     with pytest.raises(RehearsalFailed, match=r"encoder\.onnx: No such file or directory") as caught:
-        await rehearsal.rehearse(model.folder, 4, 60)
+        await rehearsal.rehearse(model.folder, 4, digest, 60)
     assert not caught.value.transient
 
 

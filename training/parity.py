@@ -6,13 +6,16 @@ that became a constant, or a kernel that treats one image otherwise, shows only 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is loaded, and else reports home
+import onnxruntime
 
 from training.errors import ExportError
 from training.graphs import DecoderGraph, EncoderGraph
