@@ -173,7 +173,8 @@ def _run(args: argparse.Namespace, call: Callable[[Client], None]) -> int:
             call(client)
     except (LatentryError, ValueError, OSError) as error:
         unreachable = isinstance(error, LatentryError) and error.code.name == "UNAVAILABLE"
-        hint = f" (is `latentry serve` running at {args.server}, and is --tls or --tls-ca as it wants it?)" if unreachable else ""
+        asked = f"is `latentry serve` running at {args.server}, and are --tls or --tls-ca as it wants them?"
+        hint = f" ({asked})" if unreachable else ""
         print(f"latentry: {error}{hint}", file=sys.stderr)
         return 1
     return 0

@@ -104,7 +104,7 @@ def test_what_cannot_be_done_is_one_line_and_leaves_no_file(
 def test_without_a_server_the_line_says_so(capsys: pytest.CaptureFixture[str], free_port: int) -> None:
     assert main(["models", "--server", f"localhost:{free_port}", "--timeout-s", "10"]) == 1
     said = capsys.readouterr().err
-    assert f"(is `latentry serve` running at localhost:{free_port}?)" in said
+    assert f"(is `latentry serve` running at localhost:{free_port}, and" in said
     assert said.count("\n") == 1
 
 

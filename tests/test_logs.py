@@ -77,7 +77,7 @@ def test_the_line_of_a_request_has_what_is_needed_to_find_out_why(log: Callable[
         "model": "fashion",
         "version": "3",
         "identity": "app",
-        "peer": "",
+        "peer": "ipv4:10.0.0.9:1",
         "priority": "interactive",
         "items": 7,
         "request_bytes": 100,
