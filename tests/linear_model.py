@@ -70,6 +70,29 @@ def save(folder: Path, graphs: dict[str, onnx.ModelProto], about: Manifest, *, m
     (folder / MANIFEST_FILE).write_text(Manifest(**{**fields, "files": digests}).to_json())
 
 
+def make_endless(model: LinearModel) -> None:
+    """Make the decoder one whose run never comes to an end."""
+    slow = onnx.load(model.folder / DECODER_FILE)
+    port, node = helper.make_tensor_value_info, helper.make_node
+    integer, truth, real = TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT
+    body = helper.make_graph(
+        [node("Identity", ["go_on"], ["still"]), node("Neg", ["before"], ["after"])],
+        "body",
+        [
+            port("i", TensorProto.INT64, []),
+            port("go_on", TensorProto.BOOL, []),
+            port("before", TensorProto.FLOAT, None),
+        ],
+        [port("still", TensorProto.BOOL, []), port("after", TensorProto.FLOAT, None)],
+    )
+    constants = {"times": np.array(2**62), "yes": np.array(True)}
+    slow.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    slow.graph.node[0].input[0] = "looped"
+    slow.graph.node.insert(0, node("Loop", ["times", "yes", "latents"], ["looped"], body=body))
+    about = manifest(model.folder.parent.name, int(model.folder.name), model.shape, model.w.shape[1])
+    save(model.folder, {ENCODER_FILE: onnx.load(model.folder / ENCODER_FILE), DECODER_FILE: slow}, about)
+
+
 def encoder(shape: tuple[int, int, int], w: Array, v: Array, batch: int | str = "N") -> onnx.ModelProto:
     nodes = [
         helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),

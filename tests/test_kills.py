@@ -24,7 +24,6 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server_process import ServerProcess, server_process
 from test_hostile import wait_for
-from test_reloader import looping
 from test_statuses import details
 
 import latentry
@@ -102,7 +101,7 @@ def is_running(pid: int) -> bool:
 def publish_looping(root: Path, version: int) -> None:
     """A version that never ends its first run, put in place by a rename."""
     model = linear_model.write(root.with_name("new"), version=version)
-    looping(model)
+    linear_model.make_endless(model)
     model.folder.rename(root / "linear" / str(version))
 
 

@@ -18,8 +18,6 @@ from pathlib import Path
 
 import grpc
 import linear_model
-import numpy as np
-import onnx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from linear_model import LinearModel
@@ -101,24 +99,9 @@ def test_nothing_reports_home(linear_repository: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sigterm_while_the_model_loads_ends_the_start(linear: LinearModel, tmp_path: Path) -> None:
+def test_sigterm_while_the_model_loads_ends_the_start(tmp_path: Path) -> None:
     """A decoder that loops for hours in its warm-up stands for whatever takes long to load."""
-    folder = Path(shutil.copytree(linear.folder, tmp_path / "models" / "linear" / "1"))
-    slow = onnx.load(folder / "decoder.onnx")
-    port, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
-    integer, truth, real = onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.FLOAT
-    body = onnx.helper.make_graph(
-        [node("Identity", ["go_on"], ["still"]), node("Neg", ["before"], ["after"])],
-        "body",
-        [port("i", integer, []), port("go_on", truth, []), port("before", real, None)],
-        [port("still", truth, []), port("after", real, None)],
-    )
-    constants = {"times": np.array(2**62), "yes": np.array(True)}
-    slow.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
-    slow.graph.node[0].input[0] = "looped"
-    slow.graph.node.insert(0, node("Loop", ["times", "yes", "latents"], ["looped"], body=body))
-    about = linear_model.manifest("linear", 1, linear.shape, 5)
-    linear_model.save(folder, {"encoder.onnx": onnx.load(folder / "encoder.onnx"), "decoder.onnx": slow}, about)
+    linear_model.make_endless(linear_model.write(tmp_path / "models"))
     command = [sys.executable, "-m", "latentry", "serve", "--models", str(tmp_path / "models"), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from server_process import ServerProcess
-from test_reloader import looping
 
 from latentry import manifest
 from serving import engine, rehearsal
@@ -42,7 +41,7 @@ def digest_of(folder: Path) -> str:
 async def endless(tmp_path: Path) -> AsyncIterator[int]:
     """The process of a rehearsal that never ends by itself, while it runs the graph."""
     model = linear_model.write(tmp_path)
-    looping(model)
+    linear_model.make_endless(model)
     task = asyncio.create_task(rehearse(model.folder, 4, digest_of(model.folder), 60))
     try:
         give_up = time.monotonic() + 30
@@ -136,7 +135,7 @@ async def test_a_graph_that_uses_up_its_processor_time_is_not_tried_again(
 ) -> None:
     monkeypatch.setattr(rehearsal, "CPU_S", 3)
     model = linear_model.write(tmp_path)
-    looping(model)
+    linear_model.make_endless(model)
     with pytest.raises(RehearsalFailed, match="no end of its first run after 3 s of processor time") as caught:
         await rehearse(model.folder, 4, digest_of(model.folder), 60)
     assert not caught.value.transient

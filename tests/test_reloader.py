@@ -630,32 +630,12 @@ def test_there_is_no_administration_unless_asked_for(linear_service: Service) ->
 # ---- the rehearsal ----
 
 
-def looping(folder: linear_model.LinearModel) -> None:
-    """Make the decoder one that never comes to an end."""
-    slow = onnx.load(folder.folder / "decoder.onnx")
-    port, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
-    integer, truth, real = onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.FLOAT
-    body = onnx.helper.make_graph(
-        [node("Identity", ["go_on"], ["still"]), node("Neg", ["before"], ["after"])],
-        "body",
-        [port("i", integer, []), port("go_on", truth, []), port("before", real, None)],
-        [port("still", truth, []), port("after", real, None)],
-    )
-    constants = {"times": np.array(2**62), "yes": np.array(True)}
-    slow.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
-    slow.graph.node[0].input[0] = "looped"
-    slow.graph.node.insert(0, node("Loop", ["times", "yes", "latents"], ["looped"], body=body))
-    about = linear_model.manifest("linear", int(folder.folder.name), folder.shape, 5)
-    graphs = {"encoder.onnx": onnx.load(folder.folder / "encoder.onnx"), "decoder.onnx": slow}
-    linear_model.save(folder.folder, graphs, about)
-
-
 def test_a_version_whose_run_never_ends_is_refused_and_the_old_one_goes_on(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = start(1)
     monkeypatch.setattr(rehearsal, "TIMEOUT_S", 3.0)
-    looping(linear_model.write(served.root, version=2))
+    linear_model.make_endless(linear_model.write(served.root, version=2))
     status = served.scan()["linear", 2]
     assert (status.state, status.reason) == (apb.VERSION_STATE_REFUSED, "no end of its first run after 3 s")
     assert served.answers() == 1
@@ -663,7 +643,7 @@ def test_a_version_whose_run_never_ends_is_refused_and_the_old_one_goes_on(
 
 async def test_a_rehearsal_that_is_killed_fails_alone(tmp_path: Path) -> None:
     model = linear_model.write(tmp_path)
-    looping(model)
+    linear_model.make_endless(model)
 
     async def kill_the_child() -> None:
         while True:
