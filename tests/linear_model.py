@@ -74,7 +74,6 @@ def make_endless(model: LinearModel) -> None:
     """Make the decoder one whose run never comes to an end."""
     slow = onnx.load(model.folder / DECODER_FILE)
     port, node = helper.make_tensor_value_info, helper.make_node
-    integer, truth, real = TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT
     body = helper.make_graph(
         [node("Identity", ["go_on"], ["still"]), node("Neg", ["before"], ["after"])],
         "body",
