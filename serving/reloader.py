@@ -46,8 +46,8 @@ class Reloader:
         self._labels = settings.label_map
         self._loaded_from: dict[tuple[str, int], Fingerprint] = {}
         self._pinned: set[tuple[str, int]] = set()  # versions that an administrator loaded
-        self._excluded: set[tuple[str, int]] = set()  # versions that he unloaded
-        self._decided: set[tuple[str, str]] = set()  # labels that he set or took away
+        self._excluded: set[tuple[str, int]] = set()  # versions that one unloaded
+        self._decided: set[tuple[str, str]] = set()  # labels that one set or took away
         self._kept: set[tuple[str, int]] = set()  # versions that serve on without their folders
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._retiring: set[asyncio.Task[None]] = set()
