@@ -15,9 +15,10 @@ import grpc
 
 from serving.access import Access, Role, credentials_of
 from serving.errors import ServiceError
+from serving.interceptor import ADMIN_SERVICE, SERVICE
 
 # By their names, so that a service that is added is shut until somebody says who may call it.
-_OURS = frozenset({"latentry.v1.VaeService", "latentry.v1.AdminService"})
+_OURS = frozenset({SERVICE, ADMIN_SERVICE})
 _HEALTH = "grpc.health."
 _REFLECTION = "grpc.reflection."
 

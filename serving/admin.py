@@ -81,11 +81,11 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     def _status(self, name: str, version: int) -> pb.VersionStatus:
         model = self._catalog.versions(name).get(version)
-        refusal = self._catalog.refused.get(name, {}).get(version)
+        refusal = self._catalog.refusals(name).get(version)
         state = pb.VERSION_STATE_AVAILABLE if refusal is None else pb.VERSION_STATE_REFUSED
         if model is not None:
             state = pb.VERSION_STATE_READY if model.up else pb.VERSION_STATE_FAILED
-        labels = sorted(label for label, number in self._catalog.labels(name).items() if number == version)
+        labels = sorted(self._catalog.labels_of(name, version))
         reason = "" if refusal is None else refusal.reason
         return pb.VersionStatus(name=name, version=version, state=state, reason=reason, labels=labels)
 

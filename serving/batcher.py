@@ -134,8 +134,9 @@ class Batcher:
                 message = f"queue full: {room.rows} items are waiting of at most {room.limit}; try again"
                 raise QueueFull(message, room.rows * self._seconds_a_row)
         loop = asyncio.get_running_loop()
-        job = Job(rows, outputs, deadline, background, tell, loop.create_future(), loop.time())
-        (self._background if background else self._interactive).append(job)
+        job = Job(rows, outputs, deadline, tell, loop.create_future(), loop.time())
+        queue = self._background if background else self._interactive
+        queue.append(job)
         self._count(len(rows))
         del rows  # the job has them: what is raised here must not keep them
         self._pool.wake(self)
@@ -144,7 +145,7 @@ class Batcher:
         except asyncio.CancelledError:  # it takes nobody's place from now on, and no memory
             self._forget(job)
             with contextlib.suppress(ValueError):  # it is in a batch already
-                (self._background if background else self._interactive).remove(job)
+                queue.remove(job)
             raise
 
     def close(self) -> None:
@@ -209,7 +210,6 @@ class Batcher:
             batches = -(-job.left // self._max_batch)
             if now + batches * self._fastest_s >= job.deadline:
                 job.future.set_exception(DeadlinePassed())
-                self._forget(job)
         if job.future.done():
             self._forget(job)  # who waits for it hears of its end a turn later; until then it would seem to wait
         return not job.future.done()
@@ -298,10 +298,8 @@ class Batcher:
     def _forget(self, job: Job) -> None:
         """Count the rows that will not run any more out of the queue, once; the job itself falls out when reached."""
         self._count(-job.left)
-        job.rows, job.begun = (
-            np.empty((0, *job.rows.shape[1:]), job.rows.dtype),
-            0,
-        )  # not a view: it would keep the rows
+        job.rows = np.empty((0, *job.rows.shape[1:]), job.rows.dtype)  # not a view: it would keep the rows
+        job.begun = 0
 
     def _count(self, change: int) -> None:
         for room in self._rooms:

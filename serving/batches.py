@@ -49,7 +49,6 @@ class Job:
     rows: Array
     outputs: frozenset[str]
     deadline: float | None
-    background: bool
     tell: Callable[[float, Run], None]
     future: asyncio.Future[Results]
     submitted: float

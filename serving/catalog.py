@@ -102,6 +102,14 @@ class Catalog:
             self._labels.setdefault(name, {})[label] = version
         self._changed()
 
+    def labels_of(self, name: str, version: int) -> list[str]:
+        """What this version is called."""
+        return [label for label, labelled in self.labels(name).items() if labelled == version]
+
+    def refusals(self, name: str) -> Mapping[int, Refusal]:
+        """The refused versions of a model."""
+        return self.refused.get(name, {})
+
     def refuse(self, name: str, version: int, refusal: Refusal) -> None:
         """This version cannot be served; what is loaded stays."""
         self.refused.setdefault(name, {})[version] = refusal

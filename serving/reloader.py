@@ -64,8 +64,10 @@ class Reloader:
         self._check_names(found)
         for name in found.versions:
             for version in sorted(self._wanted(name, found.versions[name], ())):
+                folder = found.versions[name][version]
+                before = (await _fingerprints({version: folder}))[version]
                 try:
-                    await self._load(name, version, found.versions[name][version], rehearsed=False)
+                    await self._load(name, version, folder, before, rehearsed=False)
                 except ValueError as error:
                     raise BadModel(f"bad model: {error}") from error
             self._set_unasked(name, found.versions[name], ())
@@ -80,26 +82,23 @@ class Reloader:
     async def scan(self) -> None:
         """Bring what is loaded in step with the repository. One that cannot be read, or is empty, changes nothing."""
         try:
-            found = await asyncio.to_thread(repository.scan, self.root)
-            if not found.versions:
-                raise NoModel(f"model repository {self.root}: no model any more")
+            await self._scan()
         except NoModel as error:
             self._metrics.scan_failures.inc()
             self._say_once(f"{error}; what is loaded goes on serving")
-            return
+
+    async def _scan(self) -> None:
+        found = await asyncio.to_thread(repository.scan, self.root)
+        if not found.versions:
+            raise NoModel(f"model repository {self.root}: no model any more")
         self._say_once("")
         for name, problem in found.misnamed.items():
             if name not in self._misnamed:
                 log.warning("not a model: %s: %s", name, problem)
         self._misnamed = found.misnamed
         for name in sorted({*found.versions, *(model.manifest.name for model in self._catalog.all())}):
-            async with self._locks[name]:
-                try:  # read again: what was found may be old, after other models' rehearsals
-                    folders = await asyncio.to_thread(repository.versions_of, self.root, name)
-                except NoModel as error:
-                    self._say_once(f"{error}; what is loaded goes on serving")
-                    return
-                await self._bring_in_step(name, folders)
+            async with self._locks[name]:  # read again: what was found may be old, after other models' rehearsals
+                await self._bring_in_step(name, await asyncio.to_thread(repository.versions_of, self.root, name))
 
     async def load(self, name: str, version: int) -> Model:
         """Load a version that is in the repository, and keep it until it is unloaded or the server ends.
@@ -112,7 +111,7 @@ class Reloader:
                 await self._try(name, version, folder)
             else:
                 self._catalog.accept(name, version)
-            refusal = self._catalog.refused.get(name, {}).get(version)
+            refusal = self._catalog.refusals(name).get(version)
             if refusal is not None:
                 raise Conflict(f"{name} version {version} is refused: {refusal.reason}")
             self._excluded.discard((name, version))
@@ -129,7 +128,7 @@ class Reloader:
         Raises `ModelNotFound` if it is not loaded, `Conflict` if a label names it or it is the last of all.
         """
         model = self._catalog.get(name, version)
-        labels = [label for label, labelled in self._catalog.labels(name).items() if labelled == version]
+        labels = self._catalog.labels_of(name, version)
         if labels:
             raise Conflict(f"{name} version {version} is called {', '.join(labels)}; move the label first")
         if self._must_stay(name):
@@ -177,14 +176,18 @@ class Reloader:
 
     def _wanted(self, name: str, there: Collection[int], refused: Collection[int]) -> set[int]:
         """The versions that are to be served of those that are `there`: by policy, by label, and by administrator."""
-        return self._asked(name, there, refused) | ({*there} & {*self._named(name).values()} - {*refused})
+        return self._asked(name, there, refused) | (self._good(name, there, refused) & {*self._named(name).values()})
 
     def _asked(self, name: str, there: Collection[int], refused: Collection[int]) -> set[int]:
         """Of these, those that are served by policy or by administrator."""
-        loaded = self._catalog.versions(name)
-        good = {version for version in there if version in loaded or version not in refused}
+        good = self._good(name, there, refused)
         chosen = self._settings.policy_for(name).choose(v for v in good if (name, v) not in self._excluded)
         return chosen | {version for version in good if (name, version) in self._pinned}
+
+    def _good(self, name: str, there: Collection[int], refused: Collection[int]) -> set[int]:
+        """Those that can be served: not refused, or loaded before their folders were spoilt."""
+        loaded = self._catalog.versions(name)
+        return {version for version in there if version in loaded or version not in refused}
 
     def _set_unasked(self, name: str, there: Collection[int], refused: Collection[int]) -> None:
         self._catalog.set_unasked(name, {*self._catalog.versions(name)} - self._asked(name, there, refused))
@@ -222,7 +225,7 @@ class Reloader:
                 self._keep(name, version)
             else:
                 self._drop(model)
-        for version in [v for v in self._catalog.refused.get(name, {}) if v not in folders]:
+        for version in [v for v in self._catalog.refusals(name) if v not in folders]:
             self._catalog.accept(name, version)
         self._set_unasked(name, folders, refused)
         self._show(name)
@@ -230,7 +233,7 @@ class Reloader:
     async def _still_refused(self, name: str, folders: Mapping[int, Path]) -> set[int]:
         """The versions that were refused and about which nothing has changed."""
         now = asyncio.get_running_loop().time()
-        before = {v: r for v, r in self._catalog.refused.get(name, {}).items() if v in folders}
+        before = {v: r for v, r in self._catalog.refusals(name).items() if v in folders}
         prints = await _fingerprints({version: folders[version] for version in before})
         return {v for v, refusal in before.items() if now < refusal.retry_at and refusal.folder == prints[v]}
 
@@ -249,14 +252,14 @@ class Reloader:
             self._catalog.accept(name, version)
             return
         try:
-            await self._load(name, version, folder, rehearsed=True)
+            await self._load(name, version, folder, before, rehearsed=True)
         except Exception as error:
             self._refuse(name, version, before, error)
         self._show(name)
 
     def _refuse(self, name: str, version: int, folder: Fingerprint, error: Exception) -> None:
         """What is wrong with the folder stays wrong until the folder changes; all else may mend itself."""
-        earlier = self._catalog.refused.get(name, {}).get(version)
+        earlier = self._catalog.refusals(name).get(version)
         tries = 1 if earlier is None or earlier.folder != folder else earlier.tries + 1
         pause = float("inf") if _is_final(error) else min(_TRY_AGAIN_S * 2 ** (tries - 1), _LONGEST_PAUSE_S)
         retry_at = asyncio.get_running_loop().time() + pause
@@ -267,8 +270,8 @@ class Reloader:
         if earlier is None or earlier.reason != reason:  # once, though its files may change again and again
             log.error("refused %s version %d: %s", name, version, reason, exc_info=not isinstance(error, ValueError))
 
-    async def _load(self, name: str, version: int, folder: Path, *, rehearsed: bool) -> None:
-        before = (await _fingerprints({version: folder}))[version]
+    async def _load(self, name: str, version: int, folder: Path, before: Fingerprint, *, rehearsed: bool) -> None:
+        """`before` is the folder as it was before any of it was read."""
         model = await self._loader.load(folder, rehearsed=rehearsed, max_message_bytes=self.max_message_bytes)
         self._loaded_from[name, version] = before
         replaced = self._catalog.put(model)
@@ -330,7 +333,7 @@ class Reloader:
         for each in {model.manifest.name for model in self._catalog.all()}:
             for label, version in self._catalog.labels(each).items():
                 self._metrics.labels.labels(each, label, str(version)).set(1)
-        self._metrics.refused_versions.labels(name).set(len(self._catalog.refused.get(name, {})))
+        self._metrics.refused_versions.labels(name).set(len(self._catalog.refusals(name)))
 
     async def _folder(self, name: str, version: int) -> Path:
         found = await asyncio.to_thread(repository.scan, self.root)

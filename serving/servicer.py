@@ -120,7 +120,7 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
         about = model.manifest
         height, width, channels = about.image_shape
         labels = self._catalog.labels(about.name)
-        refused = sorted(self._catalog.refused.get(about.name, {}).items())
+        refused = sorted(self._catalog.refusals(about.name).items())
         return pb.ModelInfo(
             model=_ref(model),
             state=pb.MODEL_STATE_READY if model.up else pb.MODEL_STATE_FAILED,

@@ -251,6 +251,16 @@ def test_a_version_spoiled_in_place_goes_on_as_it_was(start: Start) -> None:
     assert (served.answers(), served.loaded()) == (2, [("linear", 2)])
 
 
+def test_a_labelled_version_spoiled_in_place_is_not_said_to_be_gone(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = start(1, 2, labels=("linear:stable=1",))
+    (served.root / "linear" / "1" / "decoder.onnx").write_bytes(b"")
+    assert served.scan()["linear", 1].state == apb.VERSION_STATE_READY
+    assert "refused linear version 1" in caplog.text
+    assert "is gone" not in caplog.text
+
+
 def test_a_version_that_vanishes_is_unloaded_and_the_one_before_serves(start: Start) -> None:
     served = start(1, 2)
     shutil.rmtree(served.root / "linear" / "2")
