@@ -1,24 +1,36 @@
-"""The ELBO: the KL against torch.distributions, sums and means where they belong."""
+"""The parts of the bound: the KL against torch.distributions, sums and means where they belong."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from training import likelihood, loss, schedule
-from training.config import ObjectiveConfig, OptimiserConfig
+from training import likelihood, loss
+
+
+def posteriors(n: int = 7, latents: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return 2 * torch.randn(n, latents, generator=generator), torch.randn(n, latents, generator=generator)
 
 
 def test_kl_is_that_of_torch_summed_over_latents() -> None:
-    generator = torch.Generator().manual_seed(0)
-    mean, logvar = 2 * torch.randn(7, 5, generator=generator), torch.randn(7, 5, generator=generator)
-    expected = kl_divergence(Normal(mean, torch.exp(logvar / 2)), Normal(0.0, 1.0)).sum(1)
-    torch.testing.assert_close(loss.kl_to_standard_normal(mean, logvar), expected)
+    mean, logvar = posteriors()
+    expected = kl_divergence(Normal(mean, torch.exp(logvar / 2)), Normal(0.0, 1.0))
+    torch.testing.assert_close(loss.kl_to_standard_normal(mean, logvar), expected.sum(1))
+    torch.testing.assert_close(loss.kl_by_latent(mean, logvar), expected)
 
 
 def test_kl_of_the_prior_is_zero() -> None:
     assert torch.equal(loss.kl_to_standard_normal(torch.zeros(2, 3), torch.zeros(2, 3)), torch.zeros(2))
+
+
+def test_the_log_density_is_that_of_torch() -> None:
+    mean, logvar = posteriors()
+    z = mean + 0.7
+    torch.testing.assert_close(loss.log_normal(z, mean, logvar), Normal(mean, torch.exp(logvar / 2)).log_prob(z))
 
 
 def test_terms_are_sums_over_pixels_and_latents_and_means_over_the_batch() -> None:
@@ -30,28 +42,7 @@ def test_terms_are_sums_over_pixels_and_latents_and_means_over_the_batch() -> No
     assert terms.value.item() == pytest.approx(terms.reconstruction.item() - terms.kl.item())
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.5, 4.0])
-def test_beta_weighs_the_objective_and_not_the_elbo(beta: float) -> None:
-    terms = loss.Elbo(torch.tensor(-100.0), torch.tensor(20.0))
-    assert terms.objective(beta).item() == 100 + beta * 20
-    assert terms.value.item() == -120
-
-
-def test_beta_grows_in_a_straight_line_and_stays() -> None:
-    config = ObjectiveConfig(beta=2.0, beta_warmup=0.5)
-    assert [schedule.beta(config, step, 8) for step in range(8)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0]
-    assert schedule.beta(ObjectiveConfig(beta=1.0, beta_warmup=0.0), 0, 8) == 1.0
-
-
-def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
-    config = OptimiserConfig(learning_rate=1.0, warmup_steps=10)
-    rates = [schedule.learning_rate(config, step, 100) for step in range(101)]
-    assert rates[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
-    assert rates[10] == 1.0
-    assert rates[55] == pytest.approx(0.5)
-    assert rates[100] == pytest.approx(0.0)
-    assert sorted(rates[10:], reverse=True) == rates[10:]
-
-
-def test_a_short_run_is_not_all_warm_up() -> None:
-    assert schedule.learning_rate(OptimiserConfig(learning_rate=1.0, warmup_steps=300), 10, 50) == 1.0
+def test_the_importance_bound_is_the_log_of_the_mean_weight() -> None:
+    log_weights = torch.tensor([[0.0, -1000.0], [math.log(3), -1001.0]])
+    expected = [math.log(2), -1000 + math.log((1 + math.exp(-1)) / 2)]
+    assert loss.importance_bound(log_weights).tolist() == pytest.approx(expected)

@@ -17,6 +17,13 @@ def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
 
 
 def beta(config: ObjectiveConfig, step: int, steps: int) -> float:
-    """The KL's weight: from near 0 in a straight line to `config.beta`, then constant."""
-    warmup = round(config.beta_warmup * steps)
-    return config.beta * min(1.0, (step + 1) / max(warmup, 1))
+    """The KL's weight. In a straight line from near 0 to `config.beta` over the warm-up, then constant; or, with
+    `beta_cycles`, so many times over: up during half of a cycle, constant during the other (Fu et al. 2019)."""
+    if config.beta_cycles > 0:
+        cycle = max(math.ceil(steps / config.beta_cycles), 1)
+        return _rise(config.beta, step % cycle, cycle // 2)
+    return _rise(config.beta, step, round(config.beta_warmup * steps))
+
+
+def _rise(beta: float, step: int, steps: int) -> float:
+    return beta * min(1.0, (step + 1) / max(steps, 1))
