@@ -4,6 +4,8 @@
         manifest.json   this schema, with the SHA-256 of every other file
         encoder.onnx    images uint8 [N,H,W,C]  -> mean, logvar float32 [N,Z]
         decoder.onnx    latents float32 [N,Z]   -> images uint8 [N,H,W,C], mean float32 [N,H,W,C] in [0,1]
+        prior.onnx      perhaps: noise float32 [N,K] -> latents [N,Z], fits the latents better than N(0, I)
+        density.onnx    perhaps: latents [N,Z] -> log_prob float32 [N], that density in nats
         README.md       the model card
         preview.png     reconstructions and samples
 
@@ -28,6 +30,8 @@ FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 ENCODER_FILE = "encoder.onnx"
 DECODER_FILE = "decoder.onnx"
+PRIOR_FILE = "prior.onnx"
+DENSITY_FILE = "density.onnx"
 CARD_FILE = "README.md"
 PREVIEW_FILE = "preview.png"
 
@@ -37,6 +41,7 @@ MAX_PROVENANCE_BYTES = 256 << 10  # it goes into a message
 MAX_DEPTH = 32  # levels of nested values: all that is done with them afterwards needs some stack for each
 MAX_SIDE = 4096
 MAX_LATENT_DIM = 65536
+MAX_CLASSES = 65536
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
@@ -65,12 +70,25 @@ class AggregatePosterior:
 
 
 @dataclass(frozen=True, slots=True)
+class Prior:
+    """The density in `prior.onnx`: `kind` is `flow` (learnt with the model), `mixture` or `second-stage` (fitted
+    afterwards). It makes latents of `noise_dim` standard normal numbers for each image. `held_out_log_density` is what
+    it gives latents of images that it was not fitted to, `normal_log_density` what N(0, I) gives them, both in nats."""
+
+    kind: str
+    noise_dim: int
+    held_out_log_density: float
+    normal_log_density: float
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What `manifest.json` says.
 
     `image_shape` is (H, W, C) with C 1 or 3. `files` maps each file's name to its SHA-256. `evaluation` holds figures
     in nats unless their names say otherwise. `provenance` says where the model came from. `attributes` maps a name to
-    a direction in latent space, one number per latent. `labels` names the classes of the data set, in order.
+    a direction in latent space, one number per latent. `labels` names the classes of the data set, in order. The
+    graphs of a conditional model also take the class, `labels` int64 [N], below `classes`; others have `classes` 0.
 
     Raises `ManifestError` when a field does not make sense.
     """
@@ -86,6 +104,8 @@ class Manifest:
     aggregate_posterior: AggregatePosterior | None = None
     attributes: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
+    classes: int = 0
+    prior: Prior | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -107,6 +127,13 @@ class Manifest:
             self._check_latent_vector("aggregate_posterior.variance", variance)
             negative = next((each for each in variance if not each >= 0), None)  # or not a number
             _want(negative is None, "aggregate_posterior.variance", negative, "0 or more")
+        _want(0 <= self.classes <= MAX_CLASSES, "classes", self.classes, f"0 to {MAX_CLASSES}")
+        if self.prior is not None:
+            _want(
+                PRIOR_FILE in self.files, "files", sorted(self.files), f"{PRIOR_FILE} among them, as there is a prior"
+            )
+            dim = self.prior.noise_dim
+            _want(1 <= dim <= 4 * MAX_LATENT_DIM, "prior.noise_dim", dim, f"1 to {4 * MAX_LATENT_DIM}")
         for name, direction in self.attributes.items():
             self._check_latent_vector(f"attributes.{name}", direction)
 
@@ -120,7 +147,9 @@ class Manifest:
         mistaken for another model's.
         """
         height, width, channels = self.image_shape
+        conditional = {"latentry.classes": str(self.classes)} if self.classes else {}
         return {
+            **conditional,
             "latentry.format": str(FORMAT),
             "latentry.graph": graph,
             "latentry.image_shape": f"{height},{width},{channels}",
@@ -135,13 +164,15 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """A verified folder: its manifest, its digest, and the bytes of both graphs that the digests vouch for."""
+    """A verified folder: its manifest, its digest, and the bytes of its graphs that the digests vouch for."""
 
     path: Path
     manifest: Manifest
     digest: str
     encoder: bytes
     decoder: bytes
+    prior: bytes | None = None
+    density: bytes | None = None
 
 
 def sha256(data: bytes) -> str:
@@ -174,6 +205,7 @@ def parse(text: str | bytes) -> Manifest:
     likelihood = _get(raw, "likelihood", dict)
     posterior = _get(raw, "aggregate_posterior", dict, optional=True)
     attributes = _get(raw, "attributes", dict, optional=True) or {}
+    prior = _get(raw, "prior", dict, optional=True)
     shape = _get(raw, "image_shape", list)
     _want(len(shape) == 3 and all(type(side) is int for side in shape), "image_shape", shape, "three integers H, W, C")
     labels = _get(raw, "labels", list, optional=True) or []
@@ -192,7 +224,18 @@ def parse(text: str | bytes) -> Manifest:
         else AggregatePosterior(_vector(posterior, "mean"), _vector(posterior, "variance")),
         attributes={name: _vector(attributes, name) for name in attributes},
         labels=tuple(labels),
+        classes=_get(raw, "classes", int, optional=True) or 0,
+        prior=None if prior is None else _prior(prior),
     )
+
+
+def _prior(raw: Mapping[str, Any]) -> Prior:
+    densities = []
+    for key in ("held_out_log_density", "normal_log_density"):
+        value = raw.get(key)
+        _want(_is_number(value), f"prior.{key}", value, "a finite number")
+        densities.append(float(value))  # type: ignore[arg-type]
+    return Prior(_get(raw, "kind", str), _get(raw, "noise_dim", int), *densities)
 
 
 def read(folder: Path) -> ModelFolder:
@@ -215,9 +258,17 @@ def read(folder: Path) -> ModelFolder:
     for name, digest in manifest.files.items():
         data = _read_inside(folder, name, MAX_FILE_BYTES)
         _want(sha256(data) == digest, f"{folder / name}: SHA-256", sha256(data), f"{digest}, as the manifest says")
-        if name in (ENCODER_FILE, DECODER_FILE):
+        if name in (ENCODER_FILE, DECODER_FILE, PRIOR_FILE, DENSITY_FILE):
             graphs[name] = data
-    return ModelFolder(folder, manifest, sha256(manifest_bytes), graphs[ENCODER_FILE], graphs[DECODER_FILE])
+    return ModelFolder(
+        folder,
+        manifest,
+        sha256(manifest_bytes),
+        graphs[ENCODER_FILE],
+        graphs[DECODER_FILE],
+        graphs.get(PRIOR_FILE),
+        graphs.get(DENSITY_FILE),
+    )
 
 
 def _read_inside(folder: Path, name: str, max_bytes: int) -> bytes:
