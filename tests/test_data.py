@@ -28,6 +28,17 @@ def every_image(dataset: data.Dataset) -> set[bytes]:
     return {image.tobytes() for part in (dataset.train, dataset.test) for image in part.pixels}
 
 
+def beside_another(folder: Path, name: str, **config: object) -> np.ndarray:
+    """The pixels of the picture `name`, in a set with one that differs."""
+    with Image.open(folder / name) as image:
+        Image.linear_gradient("L").resize(image.size).save(folder / "another.png")
+    dataset = load(folder, **config)
+    pixels_of = {
+        n: image for part in (dataset.train, dataset.test) for n, image in zip(part.names, part.pixels, strict=True)
+    }
+    return pixels_of[name]
+
+
 def write_images(folder: Path, n: int = 10, suffix: str = ".png") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(fashion_images()[:n]):
@@ -156,20 +167,16 @@ class TestPictures:
     def test_resizing_covers_and_keeps_the_middle(self, tmp_path: Path) -> None:
         wide = np.zeros((20, 60), np.uint8)
         wide[:, 20:40] = 255
-        for name in "ab":
-            Image.fromarray(wide).save(tmp_path / f"{name}.png")
-        dataset = load(tmp_path, image_size=(10, 10))
-        assert (dataset.train.pixels > 240).all()
+        Image.fromarray(wide).save(tmp_path / "a.png")
+        assert (beside_another(tmp_path, "a.png", image_size=(10, 10)) > 240).all()
 
     def test_exif_orientation_is_honoured(self, tmp_path: Path) -> None:
         upright = np.zeros((40, 20), np.uint8)
         upright[:20] = 255
         exif = Image.Exif()
         exif[0x0112] = 6  # turn a quarter clockwise to show
-        for name in "ab":
-            Image.fromarray(np.rot90(upright)).save(tmp_path / f"{name}.jpg", quality=95, exif=exif)
-        pixels = load(tmp_path).train.pixels[0, ..., 0].astype(int)
-        assert pixels.shape == (40, 20)
+        Image.fromarray(np.rot90(upright)).save(tmp_path / "a.jpg", quality=95, exif=exif)
+        pixels = beside_another(tmp_path, "a.jpg", image_size=(40, 20))[..., 0].astype(int)
         assert np.abs(pixels - upright).mean() < 2
 
     def test_one_picture_in_colour_makes_the_set_rgb(self, tmp_path: Path) -> None:
@@ -179,15 +186,13 @@ class TestPictures:
         assert load(tmp_path, channels=1).image_shape == (28, 28, 1)
 
     def test_what_is_transparent_is_white(self, tmp_path: Path) -> None:
-        for name in "ab":
-            Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / f"{name}.png")
-        assert (load(tmp_path).train.pixels == 255).all()
+        Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "a.png")
+        assert (beside_another(tmp_path, "a.png") == 255).all()
 
     def test_16_bit_grey_keeps_its_range(self, tmp_path: Path) -> None:
         deep = (np.arange(64, dtype=np.uint16) * 1024).reshape(8, 8)
-        for name in "ab":
-            Image.fromarray(deep).save(tmp_path / f"{name}.png")
-        assert load(tmp_path).train.pixels[0, ..., 0].tolist() == (deep >> 8).tolist()
+        Image.fromarray(deep).save(tmp_path / "a.png")
+        assert beside_another(tmp_path, "a.png")[..., 0].tolist() == (deep >> 8).tolist()
 
 
 class TestUnreadable:
@@ -210,6 +215,15 @@ class TestUnreadable:
         (tmp_path / "a.png").write_bytes(b"no picture")
         with pytest.raises(DataError, match="1 of 1 files cannot be read"):
             load(tmp_path, max_bad_share=1.0)
+
+    def test_a_picture_of_floats_with_nan_is_left_out(self, tmp_path: Path) -> None:
+        write_images(tmp_path, 30)
+        floats = fashion_images()[0].astype(np.float32)
+        Image.fromarray(floats).save(tmp_path / "whole.tiff")
+        floats[3, 4] = np.nan
+        Image.fromarray(floats).save(tmp_path / "nan.tiff")
+        (reason,) = load(tmp_path).unreadable
+        assert reason == "nan.tiff: got NaN or infinite values, wanted finite ones"
 
     def test_a_decompression_bomb_is_not_unpacked(self, tmp_path: Path) -> None:
         write_images(tmp_path, 30)
@@ -246,8 +260,12 @@ class TestNpz:
         assert whole.digest == floats.digest
         assert whole.image_shape == (28, 28, 1)
 
-    def test_constant_images_are_images(self, tmp_path: Path) -> None:
-        assert len(load(write_npz(tmp_path / "a.npz", images=np.zeros((5, 8, 8), np.uint8))).train) == 4
+    def test_images_that_are_all_the_same_are_refused(self, tmp_path: Path) -> None:
+        images = np.repeat(fashion_images()[:1], 300, 0)
+        with pytest.raises(DataError, match="images: all 300 are the same, wanted images that differ"):
+            load(write_npz(tmp_path / "a.npz", images=images))
+        images[-1, 3, 4] ^= 1
+        assert len(load(write_npz(tmp_path / "b.npz", images=images)).train) == 270
 
     @pytest.mark.parametrize(
         ("arrays", "message"),
@@ -274,6 +292,69 @@ class TestNpz:
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(DataError, match=r"cannot be read as .npz"):
             load(path)
+
+
+class TestNames:
+    def test_each_image_keeps_the_name_of_its_file(self, tmp_path: Path) -> None:
+        for name in ("boot", "shirt"):
+            write_images(tmp_path / name, 12)
+        dataset = load(tmp_path, holdout=0.3, validation=5)
+        assert dataset.validation is not None
+        parts = (dataset.train, dataset.validation, dataset.test)
+        assert sorted(name for part in parts for name in part.names) == sorted(
+            f"{folder}/{index:03d}.png" for folder in ("boot", "shirt") for index in range(12)
+        )
+        for part in parts:
+            for name, image in zip(part.names, part.pixels, strict=True):
+                assert (image[..., 0] == fashion_images()[int(name[-7:-4])]).all()
+
+    def test_other_sources_have_none(self) -> None:
+        assert load(FASHION).train.names == ()
+
+
+class TestValidation:
+    def test_the_last_images_to_train_on_are_set_aside(self) -> None:
+        whole, parted = load(FASHION), load(FASHION, validation=1000)
+        assert parted.validation is not None
+        assert parted.held_out is parted.validation
+        assert whole.held_out is whole.test
+        assert (parted.train.pixels == whole.train.pixels[:8000]).all()
+        assert (parted.validation.pixels == whole.train.pixels[8000:]).all()
+        assert whole.train.labels is not None
+        assert parted.validation.labels is not None
+        assert parted.validation.labels.tolist() == whole.train.labels[8000:].tolist()
+        assert (parted.test.pixels == whole.test.pixels).all()
+        assert parted.digest == whole.digest
+        assert parted.provenance()["validation_images"] == 1000
+
+    def test_nothing_would_be_left_to_train_on(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"data.validation: got 9, wanted fewer than the 9 images to train on"):
+            load(write_images(tmp_path), validation=9)
+
+
+class TestLabels:
+    def test_a_labelled_set_says_how_many_classes_it_has(self) -> None:
+        assert data.require_labels(load(FASHION)) == 10
+
+    def test_a_set_without_labels_cannot_train_a_conditional_model(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="got no labels for the train images, wanted a class for each"):
+            data.require_labels(load(write_images(tmp_path)))
+
+    def test_every_part_needs_them(self, tmp_path: Path) -> None:
+        for part, n in (("train", 40), ("t10k", 10)):
+            header = struct.pack(">IIII", 0x803, n, 28, 28)
+            (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(header + fashion_images()[:n].tobytes())
+        labels = struct.pack(">II", 0x801, 40) + fashion_labels()[:40].tobytes()
+        (tmp_path / "train-labels-idx1-ubyte").write_bytes(labels)
+        with pytest.raises(DataError, match="got no labels for the test images"):
+            data.require_labels(load(tmp_path))
+
+
+class TestWarnings:
+    def test_a_handful_of_images_is_said(self, tmp_path: Path) -> None:
+        (line,) = load(write_images(tmp_path)).warnings
+        assert line.startswith("9 images to train on are few")
+        assert load(FASHION).warnings == ()
 
 
 class TestRefusals:

@@ -1,32 +1,37 @@
-"""Image sets in memory: uint8 (N, H, W, C), split into a part to train on and a part held out.
+"""Image sets: uint8 (N, H, W, C), in memory or mapped from a cache, split into parts to train on and held out.
 
-    IDX folder | folder of images | .zip of images | .npz  ->  Images  ->  train, test
+    IDX folder | folder of images | .zip of images | .npz  ->  Images  ->  train, validation, test
 
 Where the source has test images of its own (MNIST's and Fashion-MNIST's t10k files), those are held out; otherwise
-a share of the images, drawn from the seed. Knows nothing of torch.
+a share of the images, drawn from the seed. The last of the images to train on may be set aside to choose by. Knows
+nothing of torch.
 """
 
 from __future__ import annotations
 
-import hashlib
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from training import idx, npz, pictures
+from training import idx, npz, pictures, pixel_cache
 from training.config import MAX_SIDE, MIN_SIDE, DataConfig
 from training.errors import DataError
-from training.images import Images, check_sides
+from training.images import Allocate, Images, Split, check_sides, digest, in_memory
 
 MIN_IMAGES = 2  # one to train on, one held out
+_FEW = 100
+_CHUNK = 256  # images that are looked at together
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """`digest` is the SHA-256 of both parts' pixels and shapes. `split` says how they came apart. `unreadable`
-    names the files that were left out, each with the reason."""
+    """`validation` are the last images to train on, if any were to be set aside. `digest` is the SHA-256 of all pixels
+    and shapes, whatever was set aside. `split` says how train and test came apart. `unreadable` names the files that
+    were left out, each with the reason. `warnings` are for whoever trains to read."""
 
     name: str
     train: Images
@@ -35,12 +40,25 @@ class Dataset:
     split: str
     labels: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
+    validation: Images | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def held_out(self) -> Images:
+        """The images to look at while a model is trained: those set aside to choose by, or else the test images."""
+        return self.test if self.validation is None else self.validation
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C)."""
         height, width, channels = self.train.pixels.shape[1:]
         return height, width, channels
+
+    @property
+    def classes(self) -> int:
+        """How many classes the labels tell apart; 0 if there are none."""
+        parts = [self.train, self.test, *([] if self.validation is None else [self.validation])]
+        return _top_label(*parts) + 1
 
     def provenance(self) -> dict[str, Any]:
         """What the manifest says of the images."""
@@ -49,6 +67,7 @@ class Dataset:
             "sha256": self.digest,
             "split": self.split,
             "train_images": len(self.train),
+            "validation_images": 0 if self.validation is None else len(self.validation),
             "test_images": len(self.test),
             "unreadable_files": len(self.unreadable),
         }
@@ -65,44 +84,89 @@ def load(config: DataConfig, seed: int) -> Dataset:
     try:
         if not path.exists():
             raise DataError(f"data: {path} does not exist")
-        parts = _read(path, config)
+        split = _split(path, config, seed)
     except DataError:
         raise
     except Exception as error:  # numpy, zipfile, gzip and Pillow raise a dozen kinds for files that are not whole
         raise DataError(f"data: {path} cannot be read: {type(error).__name__}: {error}") from error
-    if len(parts) == 2:
-        (train, test), split = parts, "the source's own"
-    else:
-        train, test = hold_out(parts[0], config.holdout, seed)
-        split = f"{config.holdout:g} held out, drawn with seed {seed}"
-    check_sides(train.pixels.shape[1], train.pixels.shape[2], MIN_SIDE, MAX_SIDE)
-    labels = _label_names(config, train, test)
-    return Dataset(path.resolve().name, train, test, _digest(train, test), split, labels, train.unreadable)
+    how = "the source's own" if split.own else f"{config.holdout:g} held out, drawn with seed {seed}"
+    _check(split)
+    train, validation = _set_aside(split.train, config.validation)
+    return Dataset(
+        path.resolve().name,
+        train,
+        split.test,
+        split.sha256,
+        how,
+        _label_names(config, split.train, split.test),
+        split.train.unreadable,
+        validation,
+        (*split.notes, *_warnings(train)),
+    )
 
 
 def hold_out(images: Images, share: float, seed: int) -> tuple[Images, Images]:
     """A part to train on and a `share` to hold out, at least one image each; the same for the same seed."""
-    n = len(images)
+    kept, held = _drawn(share, seed, len(images))
+    return images.take(kept), images.take(held)
+
+
+def require_labels(dataset: Dataset) -> int:
+    """How many classes the images are labelled with. Raises `DataError` unless every image has a label."""
+    parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    for name, part in parts.items():
+        if part is not None and part.labels is None:
+            raise DataError(
+                f"data: {dataset.name}: got no labels for the {name} images, wanted a class for each, as the model is "
+                "conditional: a subfolder for each class, `labels` in the .npz, or the IDX label files"
+            )
+    return dataset.classes
+
+
+def _split(path: Path, config: DataConfig, seed: int) -> Split:
+    own = _has_parts(path)
+    held_out = functools.partial(_drawn, config.holdout, seed)
+    if config.cache:
+        settings = {
+            "image_size": config.image_size,
+            "channels": config.channels,
+            "max_bad_share": config.max_bad_share,
+            **({} if own else {"holdout": config.holdout, "seed": seed}),
+        }
+        return pixel_cache.load(Path(config.cache), path, settings, functools.partial(_read, path, config), held_out)
+    parts = _read(path, config, in_memory)
+    train, test = parts if own else hold_out(parts[0], config.holdout, seed)
+    return Split(train, test, digest(train, test), own=own)
+
+
+def _drawn(share: float, seed: int, n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Which of `n` images to train on, and which to hold out, each in growing order."""
     if n < MIN_IMAGES:
         raise DataError(f"images: got {n}, wanted at least {MIN_IMAGES}: one to train on and one held out")
     held = min(max(round(n * share), 1), n - 1)
     order = np.random.default_rng(seed).permutation(n)
-    return images.take(np.sort(order[held:])), images.take(np.sort(order[:held]))
+    return np.sort(order[held:]), np.sort(order[:held])
 
 
-def _read(path: Path, config: DataConfig) -> list[Images]:
+def _has_parts(path: Path) -> bool:
+    """Whether the source tells the images to train on from those to hold out."""
+    return path.is_dir() and len(idx.parts(path)) == 2
+
+
+def _read(path: Path, config: DataConfig, allocate: Allocate) -> list[Images]:
     """The source's parts: all its images, or those to train on and those to hold out."""
     if path.is_dir() and idx.parts(path):
-        return _idx_parts(path, config)
+        return _idx_parts(path, config, allocate)
     if path.is_dir() or path.suffix.lower() == ".zip":
-        return [pictures.read(path, config.image_size, config.channels, config.max_bad_share)]
+        return [pictures.read(path, config.image_size, config.channels, config.max_bad_share, allocate)]
     if path.suffix.lower() == ".npz":
-        return [npz.read(path).fitted(config.image_size, config.channels)]
+        return [npz.read(path).fitted(config.image_size, config.channels, allocate)]
     raise DataError(f"data: got {path}, wanted an IDX folder, a folder of images, a .zip or a .npz")
 
 
-def _idx_parts(path: Path, config: DataConfig) -> list[Images]:
-    parts = [idx.read(path, name).fitted(config.image_size, config.channels) for name in idx.parts(path)]
+def _idx_parts(path: Path, config: DataConfig, allocate: Allocate) -> list[Images]:
+    names = idx.parts(path)
+    parts = [idx.read(path, name, allocate).fitted(config.image_size, config.channels, allocate) for name in names]
     shapes = {part.pixels.shape[1:] for part in parts}
     if len(shapes) > 1:
         raise DataError(
@@ -111,21 +175,44 @@ def _idx_parts(path: Path, config: DataConfig) -> list[Images]:
     return parts
 
 
+def _check(split: Split) -> None:
+    """Raises `DataError` if the images are too small or too large, or if nothing can be learnt from them."""
+    check_sides(split.train.pixels.shape[1], split.train.pixels.shape[2], MIN_SIDE, MAX_SIDE)
+    first = split.train.pixels[0]
+    for part in (split.train, split.test):
+        for start in range(0, len(part), _CHUNK):
+            if (part.pixels[start : start + _CHUNK] != first).any():
+                return
+    raise DataError(f"images: all {len(split.train) + len(split.test)} are the same, wanted images that differ")
+
+
+def _set_aside(train: Images, n: int) -> tuple[Images, Images | None]:
+    """The images to train on, and the last `n`, to choose by."""
+    if n == 0:
+        return train, None
+    if n >= len(train):
+        raise DataError(f"data.validation: got {n}, wanted fewer than the {len(train)} images to train on")
+    return train.part(0, len(train) - n), train.part(len(train) - n, len(train))
+
+
+def _warnings(train: Images) -> list[str]:
+    if len(train) >= _FEW:
+        return []
+    return [f"{len(train)} images to train on are few: the model may learn them by heart; thousands are usual"]
+
+
 def _label_names(config: DataConfig, train: Images, test: Images) -> tuple[str, ...]:
     if train.class_names:
         for name in train.class_names:
             if not name.isprintable():
                 raise DataError(f"class folder {name!r}: wanted a name of printable characters")
         return train.class_names
-    top = max((int(part.labels.max()) for part in (train, test) if part.labels is not None), default=-1)
+    top = _top_label(train, test)
     if config.labels and top >= len(config.labels):
         raise DataError(f"data.labels: got {len(config.labels)} names, wanted {top + 1}: the data has label {top}")
     return config.labels if top >= 0 else ()
 
 
-def _digest(*parts: Images) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(str(part.pixels.shape).encode())
-        digest.update(np.ascontiguousarray(part.pixels).data)
-    return digest.hexdigest()
+def _top_label(*parts: Images) -> int:
+    """The highest label, -1 if there are none."""
+    return max((int(part.labels.max()) for part in parts if part.labels is not None and len(part)), default=-1)

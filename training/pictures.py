@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from training.errors import DataError
-from training.images import Images, Size, fit, is_grey
+from training.images import Allocate, Images, Size, fit, in_memory, is_grey
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_FILE_BYTES = 256 << 20
@@ -80,7 +80,9 @@ class _Unreadable:
         return f"{self.path}: {len(self.reasons)} of {self.n} files cannot be read: {first}{more}"
 
 
-def read(path: Path, size: Size | None, channels: int | None, max_bad_share: float) -> Images:
+def read(
+    path: Path, size: Size | None, channels: int | None, max_bad_share: float, allocate: Allocate = in_memory
+) -> Images:
     """The pictures under `path`, a folder or a .zip; subfolders, where each picture lies in one, are the classes.
 
     `size` (H, W) scales each to cover it and cuts out the middle; without it all must be equally large. `channels`
@@ -98,10 +100,12 @@ def read(path: Path, size: Size | None, channels: int | None, max_bad_share: flo
         bad.check()
         size = size or _common_size(headers)
         channels = channels or (1 if all(header.grey for header in headers) else 3)
-        kept, pixels = _decode_all(headers, open_file, size, channels, bad)
+        pixels = allocate((len(headers), *size, channels))
+        kept = _decode_all(headers, open_file, pixels, bad)
         bad.check()
     labels, class_names = _classes(kept)
-    return Images(pixels, labels, class_names, tuple(f"{name}: {reason}" for name, reason in bad.reasons.items()))
+    unreadable = tuple(f"{name}: {reason}" for name, reason in bad.reasons.items())
+    return Images(pixels[: len(kept)], labels, class_names, tuple(kept), unreadable)
 
 
 @contextlib.contextmanager
@@ -145,19 +149,20 @@ def _header(name: str, open_file: _Opener, bad: _Unreadable) -> _Header | None:
 
 
 def _decode_all(
-    headers: Sequence[_Header], open_file: _Opener, size: Size, channels: int, bad: _Unreadable
-) -> tuple[list[str], NDArray[np.uint8]]:
-    pixels = np.empty((len(headers), *size, channels), np.uint8)
+    headers: Sequence[_Header], open_file: _Opener, pixels: NDArray[np.uint8], bad: _Unreadable
+) -> list[str]:
+    """Decode into the first of `pixels` (N, H, W, C); returns the names of the pictures that are there."""
+    _, height, width, channels = pixels.shape
     kept: list[str] = []
     for header in _progress(headers, "images"):
         try:
             with open_file(header.name) as file, Image.open(file) as image:
-                pixels[len(kept)] = fit(ImageOps.exif_transpose(image), size, channels)
+                pixels[len(kept)] = fit(ImageOps.exif_transpose(image), (height, width), channels)
         except _UNREADABLE as error:
             bad.add(header.name, error)
         else:
             kept.append(header.name)
-    return kept, pixels[: len(kept)]
+    return kept
 
 
 def _common_size(headers: Sequence[_Header]) -> Size:
