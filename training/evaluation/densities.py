@@ -1,0 +1,49 @@
+"""log p(x|z) of images under what the decoder's graph gives: its mean, or where that is not enough its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from latentry import manifest
+from training import likelihood as likelihoods
+from training.likelihood import Bernoulli
+
+LogProb = Callable[[Tensor, Tensor], Tensor]
+"""x (B, 1, H, W, C) in [0, 1], decoded (B, S, H, W, ...) -> log p(x|z) in nats, (B, S). `decoded` is used up."""
+
+_LEAST = 2.0**-24  # 1 - _LEAST is the largest float32 below 1
+
+
+def log_prob_of(likelihood: manifest.Likelihood) -> LogProb:
+    """log p(x|z) for the manifest's likelihood. Raises `ExportError` if its name or its numbers are not known.
+
+    What is scored is what the published graph says, in its own rounding: a Bernoulli whose mean is a float32 is still
+    a distribution.
+    """
+    module = likelihoods.from_manifest(likelihood.name, likelihood.parameters)
+    if module.name == Bernoulli.name:
+        return _bernoulli
+    score = module.log_prob if module.needs_parameters else module.log_prob_of_mean
+
+    def log_prob(x: Tensor, decoded: Tensor) -> Tensor:
+        images, samples = decoded.shape[:2]
+        repeated = x.expand(images, samples, *x.shape[2:]).flatten(0, 1)
+        module.to(x.device)
+        scores: Tensor = score(_channels_first(repeated), _channels_first(decoded.flatten(0, 1)))
+        return scores.view(images, samples)
+
+    return log_prob
+
+
+def _bernoulli(x: Tensor, mean: Tensor) -> Tensor:
+    """As `Bernoulli.log_prob_of_mean`, with one logarithm for each pixel in place of two: of the probability of what
+    is seen."""
+    seen = torch.where(x > 0.5, mean, 1 - mean)
+    return seen.clamp_(_LEAST, 1 - _LEAST).log_().flatten(2).sum(2)
+
+
+def _channels_first(images: Tensor) -> Tensor:
+    return images.permute(0, 3, 1, 2)

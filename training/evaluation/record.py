@@ -1,0 +1,93 @@
+"""Figures written into a model folder: the manifest's evaluation, and a section of the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from latentry import manifest as manifests
+from latentry.manifest import Manifest, sha256
+from training import export
+from training.errors import ExportError
+from training.evaluation.report import ERROR, number
+
+_HEADING = "## Measured from the graphs"
+_BEFORE = "## Use"
+
+
+def record(folder: Path, measured: Manifest, figures: Mapping[str, float]) -> None:
+    """Add `figures` to what `folder` says of itself, in place of earlier ones of the same names.
+
+    `measured` is the manifest of the model that they are of. The folder is published anew, so that it is whole with
+    the old figures or with the new. What the export measured stays as it is, beside its own number of images. Raises
+    `ManifestError` if the folder is damaged, and `ExportError` if it has become another model's or cannot be written;
+    then it is as it was.
+    """
+    before = manifests.read(folder).manifest
+    for graph in (manifests.ENCODER_FILE, manifests.DECODER_FILE):
+        if before.files[graph] != measured.files[graph]:
+            raise ExportError(f"{folder}: {graph} is another than was measured; nothing was recorded")
+    files = _files(folder)
+    kept = _exported(before)
+    added = {name: value for name, value in figures.items() if name not in kept}
+    after = replace(before, evaluation={**before.evaluation, **added})
+    if manifests.CARD_FILE in files:
+        card = with_section(files[manifests.CARD_FILE].decode("utf-8", "replace"), after)
+        files[manifests.CARD_FILE] = card.encode()
+        after = replace(after, files={**after.files, manifests.CARD_FILE: sha256(files[manifests.CARD_FILE])})
+    files[manifests.MANIFEST_FILE] = after.to_json().encode()
+    export.publish(folder.absolute(), files, overwrite=True)
+
+
+def with_section(card: str, manifest: Manifest) -> str:
+    """The model card with the section of what was measured from the graphs, in place of an earlier one."""
+    start = card.find(f"{_HEADING}\n")
+    if start >= 0:
+        end = card.find("\n## ", start + 1)
+        card = card[:start] + (card[end + 1 :] if end >= 0 else "")
+    else:
+        start = card.find(f"{_BEFORE}\n")
+        start = len(card) if start < 0 else start
+    return card[:start] + _section(manifest) + card[start:]
+
+
+def _section(manifest: Manifest) -> str:
+    exported = _exported(manifest)
+    figures = {name: value for name, value in manifest.evaluation.items() if name not in exported}
+    left_out = ("parity_", "attribute_")
+    shown = sorted(name for name in figures if not name.startswith(left_out) and not name.endswith(ERROR))
+    table = "\n".join(f"| {name} | {number(figures[name])}{_error(figures, name)} |" for name in shown)
+    return f"""\
+{_HEADING}
+
+By `latentry evaluate` with ONNX Runtime, in nats for each image unless the name says otherwise. `bound_kN` is the
+importance-weighted bound of log p(x) with N samples for each image. Distances are in features of a classifier of our
+own, and comparable only among models measured so.
+
+| figure | value |
+|---|---|
+{table}
+
+"""
+
+
+def _error(figures: Mapping[str, float], name: str) -> str:
+    error = figures.get(name + ERROR)
+    return "" if error is None else f" ± {error:.2g}"
+
+
+def _exported(manifest: Manifest) -> set[str]:
+    """The figures that the export wrote, which the card speaks of elsewhere."""
+    names = {"elbo", "reconstruction", "kl", "psnr_db", "active_units", "images"}
+    return names & set(manifest.evaluation)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """All that lies in the folder, whether the manifest lists it or not."""
+    files = {}
+    for path in folder.iterdir():
+        if path.is_symlink() or not path.is_file():
+            raise ExportError(f"{path}: got a folder or a link, wanted plain files only; nothing was recorded")
+        files[path.name] = path.read_bytes()
+    return files
