@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_INDEX ?=
 INSTALL := $(PIP) install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test lint format protos docs lock image gpu-check clean
+.PHONY: help demo test lint format protos docs lock image gallery gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -44,6 +44,9 @@ protos: $(VENV)/.made ## make the stubs from protos/
 
 docs: $(VENV)/.made ## write docs/configuration.md anew
 	@$(BIN)/python -m serving.settings_text >docs/configuration.md
+
+gallery: $(VENV)/.made ## remake docs/gallery.md and its pictures: trains some 15 small models into out/gallery
+	@$(BIN)/python -m training.gallery --data data/fashion-mnist $(if $(FACES),--faces $(FACES)) --out docs/gallery
 
 gpu-check: $(VENV)/.made ## on a machine with an NVIDIA GPU: does it serve right, and how fast (needs the extra cuda)
 	@$(BIN)/python -m benchmarks.gpu_check

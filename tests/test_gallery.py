@@ -1,0 +1,234 @@
+"""The gallery: its arithmetic against closed forms and other libraries, its runs, and its page against its figures."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+from scipy import ndimage
+from training_fixtures import FASHION, fashion_images, fashion_labels, small_set
+
+from training.errors import DataError, RunError
+from training.gallery import __main__ as command
+from training.gallery import faces, kl, measures, overfit, page, ring, subspaces
+from training.gallery.judge import Judge
+from training.gallery.workshop import Chapter, Workshop
+from training.images import Images
+
+GALLERY = ROOT / "docs" / "gallery"
+
+
+class TestFivePoints:
+    def test_pca_is_that_of_the_singular_value_decomposition(self) -> None:
+        points = subspaces.FIVE_POINTS
+        values, vectors = subspaces.principal_components(points)
+        assert not points.mean(0).any()
+        _, singular, rows = np.linalg.svd(points)
+        np.testing.assert_allclose(values, singular**2)
+        np.testing.assert_allclose(np.abs(vectors.T), np.abs(rows), atol=1e-12)
+
+    def test_the_figures_are_those_that_one_finds_by_hand(self) -> None:
+        """The scatter matrix is [[10, 8], [8, 10]]: eigenvalues 18 and 2, directions (1, ±1)/√2."""
+        numbers = subspaces.five_points().numbers
+        wanted = {
+            "larger_eigenvalue": 18.0,
+            "smaller_eigenvalue": 2.0,
+            "direction_x": 0.5**0.5,
+            "direction_y": 0.5**0.5,
+            "pca_error": 2.0,
+            "linear_error": 2.0,
+            "pca_code_0": -4 * 0.5**0.5,
+            "pca_code_3": 3 * 0.5**0.5,
+        }
+        for name, value in wanted.items():
+            assert numbers[f"five_{name}"] == pytest.approx(value, abs=1e-9), name
+
+    def test_the_linear_autoencoder_finds_the_same_line_in_another_basis(self) -> None:
+        numbers = subspaces.five_points().numbers
+        assert numbers["five_angle_degrees"] < 1e-5
+        length = np.hypot(numbers["five_decoder_x"], numbers["five_decoder_y"])
+        assert abs(length - 1) > 0.1
+        codes = [[numbers[f"five_{kind}_code_{index}"] for index in range(5)] for kind in ("pca", "linear")]
+        ratio = np.divide(*codes)
+        np.testing.assert_allclose(ratio, ratio[0], rtol=1e-6)
+
+    def test_the_angle_is_the_arc_cosine_of_the_least_singular_value(self) -> None:
+        random = np.random.default_rng(0)
+        a, b = random.standard_normal((2, 7, 3))
+        least = np.linalg.svd(np.linalg.qr(a).Q.T @ np.linalg.qr(b).Q)[1].min()
+        assert subspaces.angle_degrees(a, b) == pytest.approx(np.degrees(np.arccos(least)))
+
+
+class TestClosedForms:
+    def test_the_ring_has_the_radius_that_the_rayleigh_distribution_gives_it(self) -> None:
+        z = np.random.default_rng(1).standard_normal((100_000, 2))
+        mapped = ring.to_ring(z)
+        np.testing.assert_allclose(np.linalg.norm(mapped, axis=1), 1 + np.linalg.norm(z, axis=1) / 10)
+        numbers = ring.ring().numbers
+        assert np.linalg.norm(mapped, axis=1).mean() == pytest.approx(numbers["ring_radius_expected"], abs=1e-3)
+        assert numbers["ring_radius"] == pytest.approx(numbers["ring_radius_expected"], abs=0.01)
+
+    def test_both_gradients_are_right_and_one_is_far_noisier(self) -> None:
+        numbers = kl.gradients().numbers
+        assert numbers["gradients_path_mean"] == pytest.approx(2, abs=0.02)
+        assert numbers["gradients_score_mean"] == pytest.approx(2, abs=0.06)
+        assert numbers["gradients_path_variance"] == pytest.approx(4, rel=0.02)
+        assert numbers["gradients_score_variance"] == pytest.approx(30, rel=0.06)
+
+
+class TestMeasures:
+    def test_psnr_is_that_of_a_known_error(self) -> None:
+        images = np.full((3, 9, 9, 1), 100, np.uint8)
+        assert measures.psnr_db(images, images + np.uint8(5)) == pytest.approx(20 * np.log10(255 / 5))
+        assert measures.mean_absolute_error(images, images - np.uint8(7)) == 7
+
+    def test_sharpness_is_the_energy_of_scipys_laplacian_and_blur_lowers_it(self) -> None:
+        images = fashion_images()[:20, :, :, None]
+        edges = np.stack([ndimage.laplace(image[:, :, 0].astype(float)) for image in images])
+        assert measures.sharpness(images) == pytest.approx(np.square(edges[:, 1:-1, 1:-1]).mean())
+        blurred = np.stack([ndimage.gaussian_filter(image, (1, 1, 0)) for image in images])
+        assert measures.sharpness(blurred) < 0.5 * measures.sharpness(images)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    images, labels = fashion_images()[:2000, :, :, None], fashion_labels()[:2000].astype(np.int64)
+    return Judge(Images(images, labels), epochs=4)
+
+
+class TestJudge:
+    def test_it_knows_the_classes_of_images_that_it_has_not_seen(self, judge: Judge) -> None:
+        unseen, labels = fashion_images()[5000:6000, :, :, None], fashion_labels()[5000:6000].astype(np.int64)
+        assert judge.agreement(unseen, labels) > 0.7
+        np.testing.assert_allclose(judge.probabilities(unseen).sum(1), 1, atol=1e-5)
+
+    def test_it_is_less_sure_of_two_images_at_once(self, judge: Judge) -> None:
+        images = fashion_images()[5000:6000, :, :, None]
+        blends = images.reshape(2, 500, 28, 28, 1).mean(0).astype(np.uint8)
+        assert judge.confidence(blends) < judge.confidence(images)
+
+    def test_the_distance_is_to_the_nearest_image_it_was_trained_on(self, judge: Judge) -> None:
+        images = fashion_images()[:2000].reshape(2000, -1).astype(float)
+        asked = fashion_images()[5000:5003]
+        wanted = [np.sqrt(np.square(images - one.reshape(-1)).mean(1)).min() for one in asked]
+        assert judge.distance(asked[..., None]) == pytest.approx(np.mean(wanted), rel=1e-4)
+        assert judge.distance(fashion_images()[:5, :, :, None]) == pytest.approx(0, abs=1e-2)
+
+
+def test_an_autoencoder_learns_a_few_images_by_heart() -> None:
+    images = fashion_images()[:8, :, :, None]
+    before, after = (overfit._through(overfit.memorise(images, steps), images)[0] for steps in (1, 120))
+    assert measures.psnr_db(after, images) > measures.psnr_db(before, images) + 2
+
+
+class TestFaces:
+    def test_labels_come_from_the_table_and_doubt_is_left_out(self, tmp_path: Path) -> None:
+        with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+            for index, image in enumerate(fashion_images()[:5]):
+                Image.fromarray(image).save(tmp_path / "one.jpg")
+                archive.write(tmp_path / "one.jpg", f"{4 - index}.jpg")  # not in the order of the names
+        rows = ["file,eyeglasses", "0.jpg,0.95", "1.jpg,0.01", "2.jpg,0.5", "4.jpg,0.91"]
+        (tmp_path / "attributes.csv").write_text("\n".join(rows))
+        images = faces.labelled_faces(tmp_path)
+        assert images.labels is not None
+        assert images.labels.tolist() == [faces.YES, faces.NO, faces.UNKNOWN, faces.UNKNOWN, faces.YES]
+        shown = np.asarray(Image.fromarray(fashion_images()[0]).resize((48, 48)), float)
+        assert np.abs(images.pixels[4][:, :, 0] - shown).mean() < 12  # 4.jpg is the first image
+
+    @pytest.mark.parametrize("table", ["file,smiling\n0.jpg,1\n", "file,eyeglasses\n0.jpg,maybe\n", None])
+    def test_a_folder_without_what_is_needed_is_refused(self, tmp_path: Path, table: str | None) -> None:
+        if table is not None:
+            (tmp_path / "attributes.csv").write_text(table)
+        with pytest.raises(DataError, match=r"wanted images.zip and attributes.csv with eyeglasses"):
+            faces.labelled_faces(tmp_path)
+
+    def test_the_direction_is_the_difference_of_means_and_moves_the_probe(self) -> None:
+        random = np.random.default_rng(0)
+        labels = random.integers(0, 3, 900)
+        shift = np.array([3.0, 0, -2.0, 0], np.float32)
+        latents = random.standard_normal((900, 4)).astype(np.float32) + (labels == faces.YES)[:, None] * shift
+        direction = faces.learnt_direction(latents, labels)
+        np.testing.assert_allclose(direction.vector, shift, atol=0.25)
+        without = latents[labels == faces.NO]
+        assert direction.says_yes(without).mean() < 0.1
+        assert direction.says_yes(without + direction.vector).mean() > 0.9
+
+
+class TestWorkshop:
+    def test_a_finished_run_is_kept_until_its_config_changes(self, tmp_path: Path) -> None:
+        shop = Workshop(small_set(tmp_path), tmp_path / "runs")
+        changes = {"model": {"latent_dim": 2, "hidden": [16]}}
+        shop.train("one", changes, 2)
+        log = tmp_path / "runs" / "one" / "log.jsonl"
+        made = log.stat().st_mtime_ns
+        shop.train("one", changes, 2)
+        assert log.stat().st_mtime_ns == made
+        assert shop.scores("one")["epoch"] == 2
+        shop.train("one", {"model": {"latent_dim": 3, "hidden": [16]}}, 2)
+        assert log.stat().st_mtime_ns != made
+        assert shop.subject("one", {"model": {"latent_dim": 3, "hidden": [16]}}, 2).latent_dim == 3
+
+    def test_a_share_of_the_epochs_is_one_at_least(self, tmp_path: Path) -> None:
+        shop = Workshop(small_set(tmp_path), tmp_path / "runs", share=0.01)
+        shop.train("one", {"model": {"latent_dim": 2, "hidden": [8]}}, 40)
+        assert shop.scores("one")["epoch"] == 1
+
+
+class TestCommand:
+    def test_pictures_figures_and_page_are_written_and_other_figures_kept(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = tmp_path / "docs" / "gallery"
+        out.mkdir(parents=True)
+        wanted = {field for _, field, _, _ in string.Formatter().parse(page._TEMPLATE.read_text()) if field}
+        (out / page.NUMBERS).write_text(json.dumps(dict.fromkeys(wanted, 7)))
+        made = [("one", lambda: Chapter({"ring_radius": 1.125}, {"ring.png": b"picture"}))]
+        monkeypatch.setattr(command, "chapters", lambda workshop, faces_folder: made)
+        assert command.main(["--data", str(FASHION), "--out", str(out), "--work", str(tmp_path / "runs")]) == 0
+        assert (out / "ring.png").read_bytes() == b"picture"
+        text = (tmp_path / "docs" / "gallery.md").read_text()
+        assert "radius 1.1250 (expected: 1 + √(π/2)/10 = 7.0000)" in text
+
+    def test_a_page_that_lacks_a_figure_is_not_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(command, "chapters", lambda workshop, faces_folder: [])
+        assert command.main(["--data", str(FASHION), "--out", str(tmp_path / "gallery")]) == 2
+        assert "gallery: error: gallery: no figure five_larger_eigenvalue" in capsys.readouterr().err
+        assert not (tmp_path / "gallery.md").exists()
+
+    def test_damaged_figures_are_named(self, tmp_path: Path) -> None:
+        (tmp_path / page.NUMBERS).write_text('{"a": ')
+        with pytest.raises(RunError, match=r"numbers.json: cannot be read"):
+            page.read_numbers(tmp_path)
+
+    def test_absent_images_are_one_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert command.main(["--data", str(tmp_path / "absent"), "--out", str(tmp_path), "--work", str(tmp_path)]) == 2
+        assert "absent does not exist" in capsys.readouterr().err.splitlines()[-1]
+
+
+class TestPage:
+    def test_the_page_is_the_template_with_the_figures_of_the_last_run(self) -> None:
+        assert (ROOT / "docs" / "gallery.md").read_text() == page.render(page.read_numbers(GALLERY))
+
+    def test_every_picture_is_there_is_shown_and_is_small(self) -> None:
+        shown = set(re.findall(r"\]\(gallery/([^)]+)\)", (ROOT / "docs" / "gallery.md").read_text()))
+        assert shown == {path.name for path in GALLERY.iterdir()}
+        assert sum(path.stat().st_size for path in GALLERY.iterdir()) < 3 << 20
+        for name in shown - {page.NUMBERS}:
+            with Image.open(GALLERY / name) as picture:
+                picture.load()
+
+    def test_the_page_shows_every_figure_that_was_measured_or_says_less_on_purpose(self) -> None:
+        wanted = {field for _, field, _, _ in string.Formatter().parse(page._TEMPLATE.read_text()) if field}
+        assert wanted <= set(page.read_numbers(GALLERY))
+
+    def test_no_picture_is_of_faces(self) -> None:
+        assert not [path.name for path in GALLERY.iterdir() if "face" in path.name]
