@@ -14,8 +14,8 @@ from onnx import numpy_helper
 from torch import nn
 
 from latentry.manifest import Manifest, ModelFolder
-from training import likelihood, model
-from training.config import ModelConfig
+from training import config_file, model
+from training.errors import ConfigError
 from training.graphs import DecoderGraph, EncoderGraph, wrapped
 
 
@@ -31,10 +31,10 @@ def graphs_of(folder: ModelFolder) -> tuple[EncoderGraph, DecoderGraph]:
 def _build(about: Manifest) -> model.VAE:
     said: Any = about.provenance.get("config", {})
     try:
-        config = ModelConfig(**{**said["model"], "hidden": tuple(said["model"]["hidden"])})
-    except (KeyError, TypeError) as error:
+        config = config_file.from_dict({name: said[name] for name in ("model", "objective")})
+    except (KeyError, TypeError, ConfigError) as error:
         raise ValueError(f"{about.name}: its provenance does not say how it was built") from error
-    return model.build(config, likelihood.build(about.likelihood.name), about.image_shape)
+    return model.build(config.model, config.objective, about.image_shape, about.classes)
 
 
 def _fill(module: nn.Module, prefix: str, weights: dict[str, Any]) -> None:

@@ -24,9 +24,14 @@ class _Command:
 
 
 _COMMANDS = {
-    "train": _Command("training.cli", "fit a VAE to your images", "training"),
-    "evaluate": _Command("training.cli", "score a trained model on held-out images", "training"),
-    "export": _Command("training.cli", "write a trained model as a model folder: two ONNX graphs", "training"),
+    "init": _Command("training.init_command", "write a config with every key explained, to train from", "training"),
+    "train": _Command("training.train_command", "fit a VAE, or a model to compare it with, to your images", "training"),
+    "evaluate": _Command("training.evaluation.evaluate_command", "measure a model on held-out images", "training"),
+    "draw": _Command("training.drawing.draw_command", "draw what a model has learnt", "training"),
+    "attributes": _Command(
+        "training.attributes.attributes_command", "find directions in latent space: glasses, a smile", "training"
+    ),
+    "export": _Command("training.export_command", "write a trained model as a model folder of ONNX graphs", "training"),
     "serve": _Command("serving.cli", "serve model folders over gRPC", "serving"),
     "health": _Command("serving.health_command", "ask whether a server is ready, for health checks", "serving"),
     "doctor": _Command("serving.cli", "say what works on this machine, and what would mend the rest", "serving"),

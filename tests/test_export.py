@@ -20,11 +20,11 @@ from PIL import Image
 from training_fixtures import fashion_images, small_run
 
 from latentry import manifest
-from training import checkpoint, config_file, data, export, graphs, parity, state, trained
+from training import checkpoint, config_file, export, graphs, parity, state, trained
 from training.data import Dataset
 from training.errors import ExportError
 from training.evaluate import encoded_moments, evaluate
-from training.images import Images
+from training.images import Images, digest, in_memory
 from training.trained import Trained
 
 
@@ -129,11 +129,11 @@ class TestFolder:
         sigma = small.model.likelihood.parameters_by_name()["sigma"]
         assert read.likelihood == manifest.Likelihood("gaussian", {"sigma": sigma})
         assert read.evaluation["images"] == 30
-        scored = evaluate(small.model, small.dataset.test.pixels)
+        scored = evaluate(small.model, small.dataset.test)
         assert read.evaluation["elbo"] == pytest.approx(scored.elbo)
-        on_training_images = evaluate(small.model, small.dataset.train.pixels[:30]).elbo
+        on_training_images = evaluate(small.model, small.dataset.train.part(0, 30)).elbo
         assert read.evaluation["elbo"] != pytest.approx(on_training_images)
-        mean, _ = encoded_moments(small.model, small.dataset.train.pixels)
+        mean, _ = encoded_moments(small.model, small.dataset.train)
         assert read.aggregate_posterior is not None
         assert read.aggregate_posterior.mean == pytest.approx(mean)
         assert read.evaluation["parity_encoder_relative"] <= parity.ENCODER_TOLERANCE
@@ -159,9 +159,9 @@ def test_every_kind_of_model_passes_the_gate(kind: str, likelihood: str, shape: 
     config = config_file.override(
         config_file.read_preset("tiny"), {"model": {"kind": kind}, "objective": {"likelihood": likelihood}}
     )
-    pixels = Images(real_images(40)).fitted(shape[:2], shape[2])
-    dataset = Dataset("small", pixels, pixels, data._digest(pixels), "none")
-    source = Trained(config, dataset, state.build_model(config, shape).eval(), 0)
+    pixels = Images(real_images(40)).fitted(shape[:2], shape[2], in_memory)
+    dataset = Dataset("small", pixels, pixels, digest(pixels), "none")
+    source = Trained(config, dataset, state.build_model(config, dataset).eval(), 0)
     made, files = export.build(source, "other", 3)
     assert made.image_shape == shape
     assert made.likelihood.name == likelihood
@@ -173,9 +173,7 @@ class TestGate:
     def test_graphs_of_other_weights_are_refused_with_the_figure(
         self, built: tuple[manifest.Manifest, dict[str, bytes]], small: Trained
     ) -> None:
-        other = state.build_model(
-            replace(small.config, run=replace(small.config.run, seed=1)), small.dataset.image_shape
-        ).eval()
+        other = state.build_model(replace(small.config, run=replace(small.config.run, seed=1)), small.dataset).eval()
         encoder, decoder = graphs.wrapped(small.model)
         other_encoder, other_decoder = graphs.wrapped(other)
         files = built[1]["encoder.onnx"], built[1]["decoder.onnx"]

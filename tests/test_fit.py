@@ -20,10 +20,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_fixtures import ONE_THREAD, fashion_images, small_run, small_set, tiny
 
-from training import batches, checkpoint, data, fit, state, trained
+from training import batches, checkpoint, data, fit, state, step, trained
 from training.config import Config
-from training.errors import CheckpointError, DataError, RunError
+from training.errors import CheckpointError, ConfigError, DataError, RunError
 from training.events import EventLog
+from training.step import train_step
 
 STEPS_PER_EPOCH = 8  # 270 images to train on, in batches of 32
 
@@ -59,13 +60,20 @@ def tensors(value: Any, path: str = "") -> dict[str, Any]:
 def assert_same_run(got: Path, wanted: Path) -> None:
     """The same log and the same final checkpoint, bit for bit."""
     assert log(got) == log(wanted)
-    got_leaves, wanted_leaves = tensors(final(got)), tensors(final(wanted))
-    assert got_leaves.keys() == wanted_leaves.keys()
-    for name, leaf in wanted_leaves.items():
+    assert_same_leaves(tensors(final(got)), tensors(final(wanted)))
+
+
+def assert_same_leaves(got: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert got.keys() == wanted.keys()
+    for name, leaf in wanted.items():
         if name in ("/log_bytes", "/config/data/path"):  # the digits of images_per_s differ
             continue
-        same = torch.equal(got_leaves[name], leaf) if isinstance(leaf, torch.Tensor) else got_leaves[name] == leaf
+        same = torch.equal(got[name], leaf) if isinstance(leaf, torch.Tensor) else got[name] == leaf
         assert same, name
+
+
+def clipped(config: Config, norm: float) -> Config:
+    return replace(config, optimiser=replace(config.optimiser, clip_norm=norm))
 
 
 class TestLearning:
@@ -74,18 +82,62 @@ class TestLearning:
         epochs = [event for event in log(tmp_path / "run") if event["event"] == "epoch"]
         assert epochs[-1]["elbo"] > epochs[0]["elbo"] + 100
 
-    @pytest.mark.parametrize(("kind", "likelihood"), [("dense", "gaussian"), ("conv", "bernoulli")])
-    def test_every_model_and_likelihood_trains(self, images: Path, tmp_path: Path, kind: str, likelihood: str) -> None:
+    @pytest.mark.parametrize(
+        ("kind", "objective"),
+        [
+            ("dense", {"likelihood": "laplace", "estimator": "stl"}),
+            ("conv", {"likelihood": "bernoulli", "prior": "flow", "samples": 2, "estimator": "dreg"}),
+            ("plain", {"likelihood": "gaussian-predicted", "perceptual": "laplacian", "perceptual_weight": 1.0}),
+            ("dense-norm", {"likelihood": "discretised-logistic", "free_bits": 0.1, "beta_cycles": 2}),
+            ("denoising", {"likelihood": "continuous-bernoulli"}),
+        ],
+    )
+    def test_models_and_objectives_train(
+        self, images: Path, tmp_path: Path, kind: str, objective: dict[str, Any]
+    ) -> None:
         config = tiny(images, epochs=6)
         config = replace(
             config,
             model=replace(config.model, kind=kind),
-            objective=replace(config.objective, likelihood=likelihood),
+            objective=replace(config.objective, **objective),
             optimiser=replace(config.optimiser, learning_rate=3e-3),
         )
         fit.fit(config, tmp_path / "run", resume=False)
-        steps = [event["elbo"] for event in log(tmp_path / "run") if event["event"] == "step"]
-        assert np.mean(steps[-5:]) > np.mean(steps[:5]) + 50
+        steps = [event["reconstruction"] for event in log(tmp_path / "run") if event["event"] == "step"]
+        assert np.mean(steps[-5:]) > np.mean(steps[:5]) + 20
+
+    def test_pca_is_solved_and_then_like_any_other_run(self, images: Path, tmp_path: Path) -> None:
+        config = tiny(images)
+        config = replace(config, model=replace(config.model, kind="pca"))
+        fit.fit(config, tmp_path / "run", resume=False)
+        found = trained.load(tmp_path / "run")
+        assert found.step == 1
+        pixels = found.dataset.train.pixels.reshape(270, -1) / 255
+        leading = np.linalg.svd(pixels - pixels.mean(0), full_matrices=False)[2][:4]
+        learnt = np.linalg.qr(found.model.decoder.layer.weight.numpy()).Q
+        assert np.linalg.svd(leading @ learnt)[1].min() > 0.9999, "the same subspace"
+
+    def test_a_conditional_model_needs_labels(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "unlabelled.npz", images=fashion_images()[:50])
+        config = tiny(tmp_path / "unlabelled.npz")
+        with pytest.raises(DataError, match="got no labels"):
+            fit.fit(replace(config, model=replace(config.model, conditional=True)), tmp_path / "run", resume=False)
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
+        ("changed", "said"),
+        [
+            ({"kind": "pca", "latent_dim": 300}, "latent_dim: got 300, wanted at most 269"),
+            ({"kind": "dense", "latent_dim": 800}, "latent_dim: got 800, wanted at most 784"),
+        ],
+    )
+    def test_more_latents_than_the_images_can_tell_are_refused(
+        self, images: Path, tmp_path: Path, changed: dict[str, Any], said: str
+    ) -> None:
+        config = tiny(images)
+        with pytest.raises(ConfigError, match=said):
+            fit.fit(replace(config, model=replace(config.model, **changed)), tmp_path / "run", resume=False)
+        assert not (tmp_path / "run").exists()
 
     def test_bf16_learns_what_fp32_learns(self, images: Path, tmp_path: Path) -> None:
         curves = {}
@@ -145,7 +197,7 @@ class TestStep:
         return batches.to_tensor(fashion_images()[:n, ..., np.newaxis].copy(), torch.device("cpu"))
 
     def step(self, training: state.TrainingState, x: torch.Tensor) -> dict[str, float]:
-        return fit.train_step(training, x, beta=1.0, learning_rate=1e-3, clip_norm=5.0)
+        return train_step(training, x, None, beta=1.0, learning_rate=1e-3)
 
     @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
     def test_one_that_is_not_finite_changes_nothing_but_the_count(
@@ -187,29 +239,30 @@ class TestStep:
     def test_a_run_that_learnt_nothing_does_not_end_well(
         self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(fit, "_clip_gradients", lambda training, limit: float("nan"))
+        monkeypatch.setattr(step, "_clip_gradients", lambda training, limit: float("nan"))
         with pytest.raises(RunError, match="all 8 steps were skipped"):
             fit.fit(tiny(images, epochs=1), tmp_path / "run", resume=False)
 
     def test_beta_weighs_the_kl_in_what_is_minimised(self, images: Path) -> None:
-        config = tiny(images)
+        config = clipped(tiny(images), 1e9)
         gradients = {}
         for beta in (0.0, 1.0):
             training = state.initial(config, data.load(config.data, 0))
-            fit.train_step(training, self.x(), beta=beta, learning_rate=0.0, clip_norm=1e9)
+            train_step(training, self.x(), None, beta=beta, learning_rate=0.0)
             gradients[beta] = [p.grad.clone() for p in training.model.encoder.parameters() if p.grad is not None]
         assert any(not torch.equal(a, b) for a, b in zip(gradients[0.0], gradients[1.0], strict=True))
 
     def test_a_long_gradient_is_shortened(self, images: Path) -> None:
-        training = state.initial(tiny(images), data.load(tiny(images).data, 0))
-        norm = fit.train_step(training, self.x(), beta=1.0, learning_rate=0.0, clip_norm=0.5)["gradient_norm"]
+        config = clipped(tiny(images), 0.5)
+        training = state.initial(config, data.load(config.data, 0))
+        norm = train_step(training, self.x(), None, beta=1.0, learning_rate=0.0)["gradient_norm"]
         assert norm > 0.5
         squares = [p.grad.square().sum() for p in training.model.parameters() if p.grad is not None]
         assert torch.stack(squares).sum().sqrt().item() == pytest.approx(0.5, rel=1e-3)
 
     def test_a_diverged_run_stops(self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(fit, "_MAX_SKIPPED_IN_A_ROW", 10)
-        monkeypatch.setattr(fit, "_clip_gradients", lambda training, limit: float("nan"))
+        monkeypatch.setattr(step, "_clip_gradients", lambda training, limit: float("nan"))
         with pytest.raises(RunError, match="10 steps in a row were not finite"):
             fit.fit(tiny(images, epochs=2), tmp_path / "run", resume=False)
 
@@ -236,18 +289,30 @@ class TestStep:
 
 class TestResume:
     def test_killed_runs_repeat_the_unbroken_run_bit_for_bit(self, images: Path, tmp_path: Path) -> None:
+        """Weights, their average, schedules, the order, all noise with that of dropout, and the prior fitted last."""
         config = tiny(images, epochs=6)
+        config = replace(
+            config,
+            model=replace(config.model, kind="dense-norm", conditional=True),
+            objective=replace(config.objective, beta_cycles=2, samples=2),
+            prior=replace(config.prior, fit="mixture", components=3),
+            run=replace(config.run, snapshots=True),
+        )
         fit.fit(config, tmp_path / "unbroken", resume=False)
         moment = random.Random()  # noqa: S311 - any moment will do
         self._train_and_kill(tmp_path / "killed", images, moment.randint(1, 20), moment.uniform(0, 0.05))
         self._train_and_kill(tmp_path / "killed", images, moment.randint(21, 40), moment.uniform(0, 0.05))
         fit.fit(config, tmp_path / "killed", resume=True)
         assert_same_run(tmp_path / "killed", tmp_path / "unbroken")
+        for name in ("prior.ckpt", *(f"snapshots/epoch-0000{epoch}.pt" for epoch in (1, 2, 3, 4, 6))):
+            assert_same_leaves(*(tensors(checkpoint.read(tmp_path / run / name)) for run in ("killed", "unbroken")))
 
     def _train_and_kill(self, run: Path, images: Path, step: int, delay_s: float) -> None:
         """Train in a process of its own until the log has `step` steps and `delay_s` has gone by; then kill -9."""
-        command = [sys.executable, "-m", "training", "train", "--preset", "tiny", "--data", str(images)]
+        command = [sys.executable, "-m", "latentry", "train", "--preset", "tiny", "--data", str(images)]
         command += ["--device", "cpu", "--epochs", "6", "--out", str(run), *(["--resume"] if run.exists() else [])]
+        command += ["--model", "dense-norm", "--conditional", "--beta-cycles", "2", "--samples", "2"]
+        command += ["--fit-prior", "mixture", "--components", "3", "--snapshots"]
         with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=ONE_THREAD) as process:
             while not (run / "log.jsonl").exists() or f'"step": {step},' not in (run / "log.jsonl").read_text():
                 assert process.poll() is None, f"finished before step {step}"

@@ -15,16 +15,14 @@ import numpy as np
 import pytest
 from training_fixtures import ONE_THREAD, fashion_images, small_run, small_set
 
-from latentry import manifest
-from training import __main__ as command
+from latentry import cli, manifest
 from training import config_file
 from training.config import Config
 from training.errors import ConfigError
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["training", *map(str, arguments)])
-    return command.main()
+def run(*arguments: object) -> int:
+    return cli.main([*map(str, arguments)])
 
 
 class TestConfig:
@@ -48,7 +46,10 @@ class TestConfig:
             ("[run]\nepochs = true", "run.epochs: got True, wanted a whole number"),
             ("[run]\nepochs = 0", "run.epochs: got 0, wanted 1 to"),
             ("[objective]\nbeta = nan", "objective.beta: got nan, wanted 0 to 1000000.0"),
-            ("[objective]\nlikelihood = 'gausian'", "objective.likelihood: got gausian, wanted gaussian or bernoulli"),
+            (
+                "[objective]\nlikelihood = 'gausian'",
+                "objective.likelihood: got gausian, .*did you mean gaussian",
+            ),
             ("[data]\nimage_size = [28]", "data.image_size: got .28., wanted a list of"),
             ("[data]\nimage_size = [28, 7]", "data.image_size: got 7, wanted 8 to 4096"),
             ("[data]\nchannels = 2", "data.channels: got 2, wanted 1 or 3"),
@@ -66,26 +67,24 @@ class TestConfig:
 
 
 class TestTrain:
-    def test_flags_override_the_preset_and_are_recorded(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_flags_override_the_preset_and_are_recorded(self, tmp_path: Path) -> None:
         images, out = small_set(tmp_path, 100), tmp_path / "run"
         arguments = ["--preset", "tiny", "--data", images, "--image-size", "16x12", "--channels", 3, "--seed", 5]
-        assert run(monkeypatch, "train", *arguments, "--latent-dim", 3, "--beta", 0.5, "--out", out) == 0
+        assert run("train", *arguments, "--latent-dim", 3, "--beta", 0.5, "--out", out) == 0
         config = config_file.read(out / "config.toml")
         assert config.data.image_size == (16, 12)
         assert (config.data.channels, config.run.seed) == (3, 5)
         assert (config.model.latent_dim, config.objective.beta) == (3, 0.5)
         assert config.model.width == config_file.read_preset("tiny").model.width
 
-    def test_resuming_with_another_value_is_refused(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert run(monkeypatch, "train", "--out", small_run(), "--resume", "--latent-dim", 8) == 2
+    def test_resuming_with_another_value_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("train", "--out", small_run(), "--resume", "--latent-dim", 8) == 2
         assert "model.latent_dim: got 8, wanted 4: a run resumes as it was begun" in capsys.readouterr().err
 
-    def test_resuming_with_the_same_command_goes_on(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_resuming_with_the_same_command_goes_on(self, tmp_path: Path) -> None:
         arguments = ["train", "--preset", "tiny", "--data", small_set(tmp_path), "--out", tmp_path / "run"]
-        assert run(monkeypatch, *arguments) == 0
-        assert run(monkeypatch, *arguments, "--resume") == 0
+        assert run(*arguments) == 0
+        assert run(*arguments, "--resume") == 0
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -109,14 +108,12 @@ class TestTrain:
         message: str,
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        assert run(monkeypatch, "train", *arguments, "--out", "run") == 2
+        assert run("train", *arguments, "--out", "run") == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("latentry: error: ")
         assert message in line
 
-    def test_unreadable_files_are_named_in_the_output(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-    ) -> None:
+    def test_unreadable_files_are_named_in_the_output(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         from PIL import Image
 
         (tmp_path / "images").mkdir()
@@ -124,13 +121,13 @@ class TestTrain:
             Image.fromarray(image).save(tmp_path / "images" / f"{index:02d}.png")
         (tmp_path / "images" / "05.png").write_bytes(b"no picture")
         arguments = ["--preset", "tiny", "--data", tmp_path / "images", "--out", tmp_path / "run"]
-        assert run(monkeypatch, "train", *arguments) == 0
+        assert run("train", *arguments) == 0
         assert "left out 1 unreadable files: 05.png: " in capsys.readouterr().err
 
     def test_ctrl_c_says_how_to_go_on(self, tmp_path: Path) -> None:
         out = tmp_path / "run"
         arguments = ["--preset", "tiny", "--data", str(small_set(tmp_path)), "--epochs", "500", "--out", str(out)]
-        whole = [sys.executable, "-m", "training", "train", *arguments]
+        whole = [sys.executable, "-m", "latentry", "train", *arguments]
         heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # whatever the tests were started with
         with subprocess.Popen(whole, stderr=subprocess.PIPE, text=True, env=ONE_THREAD, preexec_fn=heed) as process:
             while not (out / "log.jsonl").exists() or '"step": 6,' not in (out / "log.jsonl").read_text():
@@ -144,28 +141,23 @@ class TestTrain:
 
 
 class TestEvaluateAndExport:
-    def test_evaluate_prints_and_keeps_the_figures(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert run(monkeypatch, "evaluate", small_run()) == 0
-        table = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    def test_evaluate_prints_and_keeps_the_figures(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("evaluate", small_run()) == 0
         kept = json.loads((small_run() / "evaluation.json").read_text())
-        assert float(table["elbo"].replace(",", "")) == pytest.approx(kept["elbo"], abs=0.01)
+        assert f"{kept['elbo']:.2f}" in capsys.readouterr().out
         assert kept["step"] == 16
         assert kept["images"] == 30
 
-    def test_evaluate_saves_the_held_out_images(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        assert run(monkeypatch, "evaluate", small_run(), "--save-images", tmp_path / "held_out.npz") == 0
+    def test_evaluate_saves_the_held_out_images(self, tmp_path: Path) -> None:
+        assert run("evaluate", small_run(), "--save-images", tmp_path / "held_out.npz") == 0
         with np.load(tmp_path / "held_out.npz") as arrays:
             assert arrays["images"].shape == (30, 28, 28, 1)
             assert arrays["labels"].shape == (30,)
             held_out = {image.tobytes() for image in arrays["images"]}
         assert held_out < {image.tobytes() for image in fashion_images()[:300]}
 
-    def test_export_writes_a_model_folder(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-    ) -> None:
-        assert run(monkeypatch, "export", small_run(), "--to", tmp_path / "small" / "2") == 0
+    def test_export_writes_a_model_folder(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        assert run("export", small_run(), "--to", tmp_path / "small" / "2") == 0
         assert manifest.read(tmp_path / "small" / "2").manifest.version == 2
         assert "encoder_relative" in capsys.readouterr().out
 
@@ -178,24 +170,22 @@ class TestEvaluateAndExport:
         arguments: list[str],
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        assert run(monkeypatch, *arguments, "nowhere") == 2
+        assert run(*arguments, "nowhere") == 2
         assert "nowhere holds no run: it has no config.toml" in capsys.readouterr().err
 
-    def test_other_images_are_refused(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-    ) -> None:
+    def test_other_images_are_refused(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         np.savez(tmp_path / "other.npz", images=fashion_images()[500:800])
-        assert run(monkeypatch, "evaluate", small_run(), "--data", tmp_path / "other.npz") == 2
+        assert run("evaluate", small_run(), "--data", tmp_path / "other.npz") == 2
         assert "other.npz: these are other images" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "export"])
+@pytest.mark.parametrize("name", ["init", "train", "evaluate", "draw", "attributes", "export"])
 def test_help_teaches_with_an_example_and_without_torch(name: str) -> None:
     code = f"""
-import atexit, sys, training.__main__
+import atexit, sys
+from latentry import cli
 atexit.register(lambda: print("torch:", "torch" in sys.modules))
-sys.argv[1:] = ["{name}", "--help"]
-training.__main__.main()
+cli.main(["{name}", "--help"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

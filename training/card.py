@@ -70,7 +70,7 @@ cannot hold. Draws from N(0, I) are less sharp than reconstructions.
 
 def preview(trained: Trained) -> bytes:
     """A PNG: originals above their reconstructions on the left, samples on the right."""
-    left = figures.reconstructions(trained.model, trained.dataset.test.pixels)
+    left = figures.reconstructions(trained.model, trained.dataset.test)
     right = figures.samples(trained.model, trained.config.model.latent_dim)
     grid = _beside(left, right)
     file = io.BytesIO()

@@ -31,16 +31,21 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
 
     Raises `RunError` if it cannot be written, for example to a full disk; the checkpoints before are left intact.
     """
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    payload = buffer.getvalue()
     path = folder / f"step-{step:09d}.ckpt"
-    write_atomically(path, payload + hashlib.sha256(payload).digest())
+    write(path, state)
     kept = [other for other in _paths(folder) if _step(other) <= step][:KEPT]
     for other in _paths(folder):
         if other not in kept:  # old ones, and newer ones, which were found damaged when the run was resumed
             other.unlink(missing_ok=True)
     return path
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` with its digest, whole or not at all. Raises `RunError` if the disk does not take it."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getvalue()
+    write_atomically(path, payload + hashlib.sha256(payload).digest())
 
 
 def load(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
@@ -53,7 +58,7 @@ def load(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: no checkpoint to go on from")
     for index, path in enumerate(paths):
         try:
-            return _read(path)
+            return read(path)
         except CheckpointError as error:
             before = (
                 f"falling back to {paths[index + 1].name}, the one before" if index + 1 < len(paths) else "none is left"
@@ -62,17 +67,8 @@ def load(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
     raise CheckpointError(f"{folder}: none of its {len(paths)} checkpoints is whole")
 
 
-def _paths(folder: Path) -> list[Path]:
-    """Newest first."""
-    found = [path for path in folder.glob("step-*.ckpt") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=_step, reverse=True)
-
-
-def _step(path: Path) -> int:
-    return int(path.stem.removeprefix("step-"))
-
-
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """What `write` wrote; raises `CheckpointError` if it is cut short or damaged."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -85,3 +81,13 @@ def _read(path: Path) -> dict[str, Any]:
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path}: not a checkpoint: {error}") from error
     return state
+
+
+def _paths(folder: Path) -> list[Path]:
+    """Newest first."""
+    found = [path for path in folder.glob("step-*.ckpt") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))

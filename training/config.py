@@ -5,6 +5,7 @@ Each value is checked when a config is made, and trusted from then on. Knows not
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 
 from training.errors import ConfigError
@@ -12,12 +13,28 @@ from training.errors import ConfigError
 MIN_SIDE = 8
 MAX_SIDE = 4096
 
+KINDS = ("conv", "plain", "dense", "dense-norm", "autoencoder", "denoising", "linear", "pca")
+LIKELIHOODS = (
+    "gaussian",
+    "gaussian-fixed",
+    "gaussian-predicted",
+    "laplace",
+    "bernoulli",
+    "continuous-bernoulli",
+    "discretised-logistic",
+)
+ESTIMATORS = ("elbo", "stl", "iwae", "dreg")
+PERCEPTUALS = ("", "laplacian", "ms-ssim")
+PRIOR_FITS = ("none", "mixture", "second-stage", "best")
+
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
     """`image_size` (H, W) resizes and crops; `channels` is 1 or 3; without them the images say. `labels` names the
     classes in order. `holdout` is the share held out where the source has no test images of its own; `max_bad_share`
-    the share of unreadable files that a run puts up with."""
+    the share of unreadable files that a run puts up with. `validation` of the images to train on, the last ones, are
+    set aside to choose by, so that nothing is chosen on test images. `cache` is a folder for pixels on the disk, for
+    sets larger than memory."""
 
     path: str = ""
     image_size: tuple[int, int] | None = None
@@ -25,12 +42,15 @@ class DataConfig:
     labels: tuple[str, ...] = ()
     holdout: float = 0.1
     max_bad_share: float = 0.05
+    validation: int = 0
+    cache: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """`kind` is `conv` or `dense`. Conv: `width` channels at the first scale, doubled at each further one up to
-    `max_width`, `blocks` residual blocks at each, and `head` units before the latents. Dense: `hidden` layer sizes."""
+    """`kind` is one of `KINDS`. conv (residual) and plain: `width` channels at the first scale, doubled at each further
+    one up to `max_width`, `blocks` residual blocks at each (conv), and `head` units before the latents. dense,
+    dense-norm, autoencoder and denoising: `hidden` layer sizes. `conditional` gives both halves the class label."""
 
     kind: str = "conv"
     latent_dim: int = 32
@@ -39,16 +59,38 @@ class ModelConfig:
     blocks: int = 1
     head: int = 128
     hidden: tuple[int, ...] = (256, 128)
+    conditional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveConfig:
-    """`likelihood` is `gaussian` or `bernoulli`. `beta` weighs the KL; it grows from 0 over the first
-    `beta_warmup` share of the steps."""
+    """`likelihood` is one of `LIKELIHOODS`; `variance` is the c of gaussian-fixed, N(mean, c·I). `prior` is N(0, I) or
+    a flow learnt with the model. `estimator` is one of `ESTIMATORS`, with `samples` of the posterior for each image.
+    `beta` weighs the KL; it grows from 0 over the first `beta_warmup` share of the steps, or rises in each of
+    `beta_cycles` cycles. `free_bits` nats of each latent cost nothing. `perceptual` adds `perceptual_weight` times a
+    distance that sees blur. `corruption` is the noise that a denoising autoencoder is shown."""
 
     likelihood: str = "gaussian"
+    variance: float = 1.0
+    prior: str = "normal"
+    estimator: str = "elbo"
+    samples: int = 1
     beta: float = 1.0
     beta_warmup: float = 0.1
+    beta_cycles: int = 0
+    free_bits: float = 0.0
+    perceptual: str = ""
+    perceptual_weight: float = 0.0
+    corruption: float = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class PriorConfig:
+    """What is fitted to the encoded training images once the model is trained: `fit` is none, mixture, second-stage or
+    best (by held-out density). `components` of the mixture."""
+
+    fit: str = "none"
+    components: int = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +108,8 @@ class OptimiserConfig:
 @dataclass(frozen=True, slots=True)
 class RunConfig:
     """`device` is auto, cpu or cuda; `precision` auto, fp32 or bf16 (auto: bf16 where the hardware has it).
-    A checkpoint is written each `checkpoint_steps` and at the end of each epoch."""
+    A checkpoint is written each `checkpoint_steps` and at the end of each epoch. `devices` processes on each of `nodes`
+    machines share each batch. `snapshots` keeps the weights of epochs 1, 2, 3, 4, 6, 8, 11, 16, ... for animations."""
 
     epochs: int = 30
     batch_size: int = 128
@@ -74,6 +117,9 @@ class RunConfig:
     device: str = "auto"
     precision: str = "auto"
     checkpoint_steps: int = 200
+    devices: int = 1
+    nodes: int = 1
+    snapshots: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +129,16 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         _check_data(self.data)
         _check_model(self.model)
-        _choice("objective.likelihood", self.objective.likelihood, ("gaussian", "bernoulli"))
-        _number("objective.beta", self.objective.beta, 0, 1e6)
-        _number("objective.beta_warmup", self.objective.beta_warmup, 0, 1)
+        _check_objective(self.objective)
+        _choice("prior.fit", self.prior.fit, PRIOR_FITS)
+        _number("prior.components", self.prior.components, 1, 10_000)
         _check_optimiser(self.optimiser)
         _check_run(self.run)
 
@@ -103,16 +150,39 @@ def _check_data(data: DataConfig) -> None:
         _choice("data.channels", data.channels, (1, 3))
     _number("data.holdout", data.holdout, 0.001, 0.9)
     _number("data.max_bad_share", data.max_bad_share, 0, 1)
+    _number("data.validation", data.validation, 0, 10**9)
 
 
 def _check_model(model: ModelConfig) -> None:
-    _choice("model.kind", model.kind, ("conv", "dense"))
+    _choice("model.kind", model.kind, KINDS)
     _number("model.latent_dim", model.latent_dim, 1, 65536)
     _number("model.blocks", model.blocks, 0, 64)
     for key in ("width", "max_width", "head"):
         _number(f"model.{key}", getattr(model, key), 1, 8192)
     for units in model.hidden:
         _number("model.hidden", units, 1, 65536)
+
+
+def _check_objective(objective: ObjectiveConfig) -> None:
+    _choice("objective.likelihood", objective.likelihood, LIKELIHOODS)
+    _number("objective.variance", objective.variance, 1e-9, 1e9)
+    _choice("objective.prior", objective.prior, ("normal", "flow"))
+    _choice("objective.estimator", objective.estimator, ESTIMATORS)
+    _number("objective.samples", objective.samples, 1, 10_000)
+    _number("objective.beta", objective.beta, 0, 1e6)
+    _number("objective.beta_warmup", objective.beta_warmup, 0, 1)
+    _number("objective.beta_cycles", objective.beta_cycles, 0, 10_000)
+    _number("objective.free_bits", objective.free_bits, 0, 1e6)
+    _choice("objective.perceptual", objective.perceptual, PERCEPTUALS)
+    _number("objective.perceptual_weight", objective.perceptual_weight, 0, 1e9)
+    _number("objective.corruption", objective.corruption, 0, 10)
+    estimator, perceptual = objective.estimator, objective.perceptual
+    if objective.free_bits > 0 and estimator in ("iwae", "dreg"):
+        raise ConfigError(f"objective.free_bits: got {objective.free_bits}, wanted 0 with estimator {estimator}")
+    if perceptual and estimator == "dreg":  # the weights on z's gradient would scale this distance's too
+        raise ConfigError(f"objective.perceptual: got {perceptual}, wanted none with estimator dreg")
+    if objective.perceptual_weight > 0 and not perceptual:
+        raise ConfigError(f"objective.perceptual_weight: got {objective.perceptual_weight}, wanted 0 if no perceptual")
 
 
 def _check_optimiser(optimiser: OptimiserConfig) -> None:
@@ -128,6 +198,8 @@ def _check_run(run: RunConfig) -> None:
     _number("run.batch_size", run.batch_size, 1, 10**6)
     _number("run.seed", run.seed, 0, 2**32 - 1)
     _number("run.checkpoint_steps", run.checkpoint_steps, 1, 10**9)
+    _number("run.devices", run.devices, 1, 10_000)
+    _number("run.nodes", run.nodes, 1, 10_000)
     _choice("run.device", run.device, ("auto", "cpu", "cuda"))
     _choice("run.precision", run.precision, ("auto", "fp32", "bf16"))
 
@@ -135,7 +207,9 @@ def _check_run(run: RunConfig) -> None:
 def _choice(where: str, got: object, wanted: tuple[object, ...]) -> None:
     if got not in wanted:
         names = [str(name) for name in wanted]
-        raise ConfigError(f"{where}: got {got}, wanted {' or '.join(names)}")
+        near = difflib.get_close_matches(str(got), names, n=1)
+        hint = f"; did you mean {near[0]}?" if near and str(got) not in names else ""
+        raise ConfigError(f"{where}: got {got or 'nothing'}, wanted {' or '.join(filter(None, names))}{hint}")
 
 
 def _number(where: str, got: float, least: float, most: float) -> None:

@@ -129,5 +129,5 @@ def _typed(where: str, value: Any, kind: Any) -> Any:
 
 
 def _kind_name(kind: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "a string"}
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
     return names.get(kind, str(kind).replace("tuple", "a list of ").replace(" | None", ""))

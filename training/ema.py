@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from training import batches
-from training.likelihood import Gaussian
+from training.images import Images
 from training.model import VAE
 
 _BATCH_SIZE = 128
@@ -34,35 +32,36 @@ class WeightAverage:
 
 
 @torch.no_grad()
-def calibrate(model: VAE, pixels: NDArray[np.uint8]) -> None:
-    """Measure BatchNorm's statistics, then the likelihood's sigma, on `pixels` (N, H, W, C); leaves evaluation mode on.
+def calibrate(model: VAE, images: Images) -> None:
+    """Measure BatchNorm's statistics, then the likelihood's own, on `images`; leaves evaluation mode on.
 
     The same images and weights give the same statistics.
     """
     device = next(model.parameters()).device
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     generator = torch.Generator(device).manual_seed(_SEED)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
-    model.train()
-    for x in batches.in_order(pixels, _BATCH_SIZE, device):
-        if (
-            len(x) * 2 > _BATCH_SIZE or len(pixels) < _BATCH_SIZE
-        ):  # a small last batch would weigh as much as a full one
-            model(model.likelihood.observe(x, generator), generator)
+    model.eval()  # dropout and corruption are off when the model is used, so also when its statistics are measured
+    for norm in norms:
+        norm.train()
+    for x, labels in batches.in_order(images, _BATCH_SIZE, model, device):
+        # a small last batch would weigh as much as a full one
+        if len(x) * 2 > _BATCH_SIZE or len(images) < _BATCH_SIZE:
+            model(model.likelihood.observe(x, generator), generator, labels)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()
-    if isinstance(model.likelihood, Gaussian):
-        model.likelihood.mean_squared_error.fill_(_squared_error(model, pixels, generator))
+    _calibrate_likelihood(model, images, generator)
 
 
-def _squared_error(model: VAE, pixels: NDArray[np.uint8], generator: torch.Generator) -> float:
-    """The mean over all pixels, with one posterior sample for each image: sigma squared at the ELBO's optimum."""
-    total = 0.0
-    for x in batches.in_order(pixels, _BATCH_SIZE, generator.device):
-        output, _, _ = model(x, generator)
-        total += (x - model.likelihood.mean(output)).double().square().sum().item()
-    return total / pixels.size
+def _calibrate_likelihood(model: VAE, images: Images, generator: torch.Generator) -> None:
+    """Its statistic's mean over all pixels, with one posterior sample for each image: best for the ELBO."""
+    likelihood, total = model.likelihood, 0.0
+    if not likelihood.has_statistic:
+        return
+    for x, labels in batches.in_order(images, _BATCH_SIZE, model, generator.device):
+        total += likelihood.statistic(x, model(x, generator, labels).output).item()
+    likelihood.set_statistic(total / images.pixels.size)

@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from training import batches
-from training.loss import elbo
-from training.model import VAE
+from training.images import Images
+from training.loss import kl_to_standard_normal, log_normal
+from training.model import VAE, reparameterize
 
 BATCH_SIZE = 256
 _SEED = 777
@@ -37,34 +36,42 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate(model: VAE, pixels: NDArray[np.uint8]) -> Evaluation:
-    """Score a model on `pixels` (N, H, W, C)."""
+def evaluate(model: VAE, images: Images) -> Evaluation:
+    """Score a model on images; those of a conditional model need their labels."""
     model.eval()
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(_SEED)
     reconstruction = kl = squared_error = 0.0
     means = []
-    for x in batches.in_order(pixels, BATCH_SIZE, device):
+    for x, labels in batches.in_order(images, BATCH_SIZE, model, device):
         observed = model.likelihood.observe(x, generator)
-        output, mean, logvar = model(observed, generator)
-        terms = elbo(observed, output, mean, logvar, model.likelihood)
-        reconstruction += terms.reconstruction.item() * len(x)
-        kl += terms.kl.item() * len(x)
-        squared_error += (model.likelihood.mean(model.decoder(mean)) - x).double().square().sum().item()
+        mean, logvar = model.encoder(observed, labels)
+        z = reparameterize(mean, logvar, generator)
+        reconstruction += model.likelihood.log_prob(observed, model.decoder(z, labels)).sum().item()
+        kl += _kl(model, z, mean, logvar).sum().item()
+        decoded = model.likelihood.mean(model.decoder(mean, labels))
+        squared_error += (decoded - x).double().square().sum().item()
         means.append(mean)
-    n = len(pixels)
-    psnr = -10 * math.log10(max(squared_error / pixels.size, 1e-12))
+    n = len(images)
+    psnr = -10 * math.log10(max(squared_error / images.pixels.size, 1e-12))
     active = int((torch.cat(means).var(0, correction=0) > _ACTIVE_ABOVE).sum())
     return Evaluation((reconstruction - kl) / n, reconstruction / n, kl / n, psnr, active, n)
 
 
+def _kl(model: VAE, z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL(q(z|x) ‖ p(z)) of each image (N,): in closed form for N(0, I), else of the one sample z (N, Z)."""
+    if model.prior is None:
+        return kl_to_standard_normal(mean, logvar)
+    return log_normal(z, mean, logvar).sum(1) - model.log_prior(z)
+
+
 @torch.inference_mode()
-def encoded_moments(model: VAE, pixels: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
-    """Mean and variance of the encoded means of `pixels`, one figure for each latent: the aggregate posterior's.
+def encoded_moments(model: VAE, images: Images) -> tuple[list[float], list[float]]:
+    """Mean and variance of the encoded means of `images`, one figure for each latent: the aggregate posterior's.
 
     The encoder sees what it will see in service: the images as they are.
     """
     device = next(model.parameters()).device
-    means: list[Tensor] = [model.encoder(x)[0] for x in batches.in_order(pixels, BATCH_SIZE, device)]
+    means = [model.encoder(x, labels)[0] for x, labels in batches.in_order(images, BATCH_SIZE, model, device)]
     encoded = torch.cat(means).double()
     return encoded.mean(0).tolist(), encoded.var(0, correction=0).tolist()

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from training.errors import RunError
 from training.figures import Grid
+from training.progress import say
 
 _BOARD_EVERY = 10  # steps
 _LINE_EVERY_S = 15.0
@@ -120,13 +121,9 @@ def _disk(path: Path) -> Iterator[None]:
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def say(line: str) -> None:
-    """Print a line to stderr, above the bar if there is one."""
-    tqdm.write(line, file=sys.stderr)
-
-
 def _in_words(figures: Figures) -> str:
-    nats = ", ".join(f"{name} {figures[name]:.1f}" for name in ("elbo", "reconstruction", "kl"))
+    known = [name for name in ("elbo", "reconstruction", "kl") if math.isfinite(figures[name])] or ["loss"]
+    nats = ", ".join(f"{name} {figures[name]:.1f}" for name in known)
     return f"{nats} nats, {figures['images_per_s']:.0f} images/s"
 
 

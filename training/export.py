@@ -15,10 +15,11 @@ from pathlib import Path
 
 from latentry import manifest as manifests
 from latentry.manifest import AggregatePosterior, Likelihood, Manifest, ManifestError, sha256
-from training import card, graphs, parity, trained
+from training import card, graphs, parity, prior_graphs, trained
 from training.disk import sync_folder, write_synced
 from training.errors import ExportError
 from training.evaluate import encoded_moments, evaluate
+from training.prior_graphs import PriorGraphs
 from training.provenance import provenance
 from training.trained import Trained
 
@@ -53,23 +54,27 @@ def export(run_folder: Path, destination: Path, *, overwrite: bool = False, data
 def build(source: Trained, name: str, version: int) -> tuple[Manifest, dict[str, bytes]]:
     """The manifest and the contents of all files of the model folder. Raises `ExportError` if the gate says no."""
     source.model.cpu()
-    draft = _draft(source, name, version)
+    density = prior_graphs.of(source)
+    draft = _draft(source, density, name, version)
     encoder, decoder = graphs.wrapped(source.model)
     files = {
         manifests.ENCODER_FILE: graphs.export_encoder(encoder, draft.image_shape, draft.graph_metadata("encoder")),
         manifests.DECODER_FILE: graphs.export_decoder(decoder, draft.latent_dim, draft.graph_metadata("decoder")),
+        **({} if density is None else prior_graphs.export(density, draft)),
     }
     for file, data in files.items():
         parity.check_graph(data, file)
     measured = parity.measure(
         files[manifests.ENCODER_FILE], files[manifests.DECODER_FILE], encoder, decoder, source.dataset.test.pixels
-    )
+    ).figures()
+    if density is not None:
+        measured.update(prior_graphs.measure(density, files))
     files[manifests.CARD_FILE] = card.card(draft).encode()
     files[manifests.PREVIEW_FILE] = card.preview(source)
     manifest = replace(
         draft,
         files={file: sha256(data) for file, data in files.items()},
-        evaluation={**draft.evaluation, **measured.figures()},
+        evaluation={**draft.evaluation, **measured},
     )
     files[manifests.MANIFEST_FILE] = manifest.to_json().encode()
     return manifest, files
@@ -140,11 +145,11 @@ def _sibling(destination: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def _draft(source: Trained, name: str, version: int) -> Manifest:
+def _draft(source: Trained, density: PriorGraphs | None, name: str, version: int) -> Manifest:
     """The manifest but for the digests. Raises `ExportError` if the model's figures are not numbers."""
     likelihood = source.model.likelihood
-    mean, variance = encoded_moments(source.model, source.dataset.train.pixels)
-    scores = asdict(evaluate(source.model, source.dataset.test.pixels))
+    mean, variance = encoded_moments(source.model, source.dataset.train)
+    scores = asdict(evaluate(source.model, source.dataset.test))
     evaluation = {name: float(value) for name, value in scores.items()}
     if not all(map(math.isfinite, [*evaluation.values(), *mean, *variance])):
         raise ExportError(f"the model's figures are not finite: {evaluation}; nothing was published")
@@ -154,9 +159,11 @@ def _draft(source: Trained, name: str, version: int) -> Manifest:
         image_shape=source.dataset.image_shape,
         latent_dim=source.config.model.latent_dim,
         likelihood=Likelihood(likelihood.name, likelihood.parameters_by_name()),
-        files={manifests.ENCODER_FILE: _TO_COME, manifests.DECODER_FILE: _TO_COME},
+        files=dict.fromkeys((manifests.ENCODER_FILE, manifests.DECODER_FILE, manifests.PRIOR_FILE), _TO_COME),
         provenance=provenance(source),
         evaluation=evaluation,
         aggregate_posterior=AggregatePosterior(tuple(mean), tuple(variance)),
         labels=source.dataset.labels,
+        classes=source.model.classes,
+        prior=None if density is None else density.about,
     )

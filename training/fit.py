@@ -1,7 +1,8 @@
-"""Training: images in, a run folder out. `train_step` is one step; `fit` is the loop around it.
+"""Training: images in, a run folder out. `fit` is the loop around `training.step`.
 
     images -> train_step -> log, TensorBoard, progress bar -> checkpoint
                  each epoch: the averaged weights, evaluated and drawn
+                                                    in the end: a prior fitted to what was encoded
 
 Stopped at any moment, even by kill -9, and resumed, a run gives the same numbers as one that was never stopped, bit
 for bit on a CPU in float32.
@@ -10,25 +11,25 @@ for bit on a CPU in float32.
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
 
 from torch import Tensor
 
-from training import batches, checkpoint, data, figures, run, schedule, state, trained
+from training import batches, checkpoint, data, figures, prior, run, schedule, snapshots, state, trained
 from training.config import Config
 from training.config_file import to_dict
 from training.data import Dataset
 from training.ema import calibrate
-from training.errors import RunError
+from training.errors import ConfigError, RunError
 from training.evaluate import evaluate
-from training.events import Board, EventLog, Progress, say
-from training.loss import elbo
+from training.events import Board, EventLog, Progress
+from training.pca import fit_pca
+from training.progress import say
 from training.state import TrainingState
+from training.step import train_step
 
 _EPOCH_IMAGES = 2048  # to calibrate and to evaluate with after each epoch; `latentry evaluate` takes them all
 _MAX_SKIPPED_IN_A_ROW = 100
@@ -41,6 +42,10 @@ def fit(config: Config, folder: Path, *, resume: bool) -> None:
     Raises a `TrainingError` for what is not our fault: data, a full disk, a damaged checkpoint, divergence.
     """
     dataset = data.load(config.data, config.run.seed)
+    if config.model.conditional:
+        data.require_labels(dataset)
+    _check(config, dataset)
+    prior.check(config.prior, config.objective.prior != "normal", len(dataset.train), config.model.latent_dim)
     training = state.initial(config, dataset)
     _announce(dataset, training)
     if not resume:
@@ -48,71 +53,27 @@ def fit(config: Config, folder: Path, *, resume: bool) -> None:
     _Run(config, folder, dataset, training, resume=resume).to_the_end()
 
 
+def _check(config: Config, dataset: Dataset) -> None:
+    """Raises `ConfigError` for what the images show to be out of the question, before a folder is made."""
+    batch_size = min(config.run.batch_size, len(dataset.train))
+    if config.model.kind == "dense-norm" and batch_size < 2:
+        raise ConfigError(f"run.batch_size: got {batch_size}, wanted at least 2 for model.kind dense-norm")
+    most = min(len(dataset.train), dataset.train.pixels[0].size) - 1
+    if config.model.kind == "pca" and config.model.latent_dim > most:
+        raise ConfigError(f"model.latent_dim: got {config.model.latent_dim}, wanted at most {most} for these images")
+
+
 def _announce(dataset: Dataset, training: TrainingState) -> None:
     if dataset.unreadable:
         say(f"left out {len(dataset.unreadable)} unreadable files: {'; '.join(dataset.unreadable[:5])}")
+    for warning in dataset.warnings:
+        say(warning)
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
     shape = "x".join(map(str, dataset.image_shape))
     say(
         f"{dataset.name}: {len(dataset.train)} images of {shape} to train on, {len(dataset.test)} held out; "
         f"{parameters} parameters; {training.fabric.device}, {training.fabric._precision.precision}"
     )
-
-
-def train_step(
-    training: TrainingState, x: Tensor, beta: float, learning_rate: float, clip_norm: float
-) -> dict[str, float]:
-    """One step on images x (N, C, H, W) in [0, 1]; returns its figures, in nats for each image.
-
-    If the loss or the gradient is not finite, the step is counted but changes nothing, BatchNorm's statistics and
-    the likelihood's sigma included.
-    """
-    model, generator = training.model, training.generator
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    observed = model.likelihood.observe(x, generator)
-    output, mean, logvar = training.forward(observed, generator)
-    terms = elbo(observed, output, mean, logvar, model.likelihood)
-    training.optimiser.zero_grad()
-    training.fabric.backward(terms.objective(beta))
-    norm = _clip_gradients(training, clip_norm)
-    if math.isfinite(norm) and math.isfinite(terms.value.item()):
-        _apply(training, learning_rate)
-    else:
-        _skip(training, buffers)
-    training.step += 1
-    return {
-        "elbo": terms.value.item(),
-        "reconstruction": terms.reconstruction.item(),
-        "kl": terms.kl.item(),
-        "beta": beta,
-        "learning_rate": learning_rate,
-        "gradient_norm": norm,
-        "skipped_steps": training.skipped,
-        **model.likelihood.parameters_by_name(),
-    }
-
-
-def _clip_gradients(training: TrainingState, limit: float) -> float:
-    """Shorten the gradient to `limit`; returns its length before."""
-    fabric = training.fabric
-    norm = fabric.clip_gradients(training.forward, training.optimiser, max_norm=limit, error_if_nonfinite=False)
-    return float(cast(Tensor, norm))
-
-
-def _apply(training: TrainingState, learning_rate: float) -> None:
-    for group in training.optimiser.param_groups:
-        group["lr"] = learning_rate
-    training.optimiser.step()
-    training.average.update(training.model, training.step)
-    training.skipped_in_a_row = 0
-
-
-def _skip(training: TrainingState, buffers: Sequence[Tensor]) -> None:
-    """Leave the weights alone, and put back what the forward pass has changed."""
-    for buffer, before in zip(training.model.buffers(), buffers, strict=True):
-        buffer.copy_(before)
-    training.skipped += 1
-    training.skipped_in_a_row += 1
 
 
 class _Run:
@@ -125,6 +86,8 @@ class _Run:
         self.batch_size = min(config.run.batch_size, len(dataset.train))
         self.steps_per_epoch = len(dataset.train) // self.batch_size  # what is left over comes in another epoch's order
         self.steps = self.steps_per_epoch * config.run.epochs
+        if config.model.kind == "pca":
+            self.steps_per_epoch = self.steps = 1
         # a run that was stopped before its first checkpoint has nothing to go back to but its beginning
         position = self._restore() if resume and run.has_begun(folder) else 0
         self.log = EventLog(folder / run.LOG, position)
@@ -138,6 +101,7 @@ class _Run:
                 self._save()  # so that a run can be resumed from its first moment
             while self.training.step < self.steps:
                 self._epoch(self.training.step // self.steps_per_epoch)
+            self._fit_prior()
         skipped = self.training.skipped
         if skipped == self.steps:
             raise RunError(f"all {skipped} steps were skipped, not being finite: nothing was learnt")
@@ -145,23 +109,39 @@ class _Run:
             say(f"{skipped} of {self.steps} steps were skipped, not being finite")
 
     def _epoch(self, epoch: int) -> None:
+        if self.config.model.kind == "pca":
+            self._solve()
+        else:
+            self._train(epoch)
+        grids = self._score(epoch + 1)
+        self._save()
+        if self.config.run.snapshots:
+            snapshots.keep(self.folder, epoch + 1, self.training.average.model)
+        self._draw(grids)
+
+    def _solve(self) -> None:
+        """The one model that is not trained in steps."""
+        solution = fit_pca(self.dataset.train.pixels, self.config.model.latent_dim).state_dict()
+        for model in (self.training.model, self.training.average.model):
+            model.load_state_dict(solution)
+        self.training.step = 1
+
+    def _train(self, epoch: int) -> None:
         order = batches.epoch_order(len(self.dataset.train), self.config.run.seed, epoch)
         self.last_s = time.monotonic()  # what came after the epoch before is no step's time
         for index in range(self.training.step % self.steps_per_epoch, self.steps_per_epoch):
             chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-            self._step(batches.to_tensor(self.dataset.train.pixels[chosen], self.training.fabric.device))
+            training = self.training
+            self._step(*batches.batch(self.dataset.train, chosen, training.model, training.fabric.device))
             last = index + 1 == self.steps_per_epoch
             if self.training.step % self.config.run.checkpoint_steps == 0 and not last:
                 self._save()
-        grids = self._score(epoch + 1)
-        self._save()
-        self._draw(grids)
 
-    def _step(self, x: Tensor) -> None:
+    def _step(self, x: Tensor, labels: Tensor | None) -> None:
         training, config = self.training, self.config
         beta = schedule.beta(config.objective, training.step, self.steps)
         learning_rate = schedule.learning_rate(config.optimiser, training.step, self.steps)
-        result = train_step(training, x, beta, learning_rate, config.optimiser.clip_norm)
+        result = train_step(training, x, labels, beta=beta, learning_rate=learning_rate)
         if training.skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
             raise RunError(
                 f"{_MAX_SKIPPED_IN_A_ROW} steps in a row were not finite: lower --learning-rate, or try fp32"
@@ -183,8 +163,8 @@ class _Run:
     def _score(self, epoch: int) -> dict[str, figures.Grid]:
         """Evaluate the averaged weights; returns the pictures that show them."""
         model = self.training.average.model
-        calibrate(model, batches.spread(self.dataset.train.pixels, _EPOCH_IMAGES))
-        held_out = batches.spread(self.dataset.test.pixels, _EPOCH_IMAGES)
+        calibrate(model, self.dataset.train.spread(_EPOCH_IMAGES))
+        held_out = self.dataset.held_out.spread(_EPOCH_IMAGES)
         result: Mapping[str, float] = asdict(evaluate(model, held_out))
         grids = {
             "reconstructions": figures.reconstructions(model, held_out),
@@ -206,6 +186,16 @@ class _Run:
             figures.write_training_curve(self.folder / run.LOG, self.folder / run.FIGURES / "training.png")
         except OSError as error:
             raise RunError(f"{self.folder / run.FIGURES}: cannot be written: {error.strerror}") from error
+
+    def _fit_prior(self) -> None:
+        """Fit the prior that the config asks for, unless the run has it already."""
+        path = self.folder / run.PRIOR
+        if self.config.prior.fit == "none" or path.exists():
+            return
+        model = self.training.average.model
+        calibrate(model, self.dataset.train.spread(trained.CALIBRATION_IMAGES))
+        fitted = prior.fit_to(model, self.dataset, self.config.prior, self.config.run.seed)
+        checkpoint.write(path, {"step": self.training.step, **fitted.to_state()})
 
     def _save(self) -> None:
         saved = {

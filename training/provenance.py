@@ -20,6 +20,7 @@ def provenance(trained: Trained) -> dict[str, Any]:
     """Data, config, versions, seed, revision and date, as plain values."""
     config = config_file.to_dict(trained.config)
     config["data"]["path"] = trained.dataset.name
+    config["data"]["cache"] = ""
     return {
         "data": trained.dataset.provenance(),
         "config": config,

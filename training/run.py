@@ -1,6 +1,7 @@
 """The run folder: where a run keeps its config, checkpoints, log and pictures.
 
 RUN/config.toml  RUN/checkpoints/  RUN/log.jsonl  RUN/tensorboard/  RUN/figures/  RUN/evaluation.json
+RUN/prior.ckpt     if a prior was fitted          RUN/snapshots/     if weights were kept for animations
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ LOG = "log.jsonl"
 TENSORBOARD = "tensorboard"
 FIGURES = "figures"
 EVALUATION = "evaluation.json"
+PRIOR = "prior.ckpt"
+SNAPSHOTS = "snapshots"
 
 
 def create(folder: Path, config: Config) -> None:
@@ -57,8 +60,8 @@ def resumed_config(folder: Path, overrides: Mapping[str, Mapping[str, Any]]) -> 
     """
     recorded = read_config(folder)
     asked = config_file.override(recorded, overrides)
-    if asked.data.path != recorded.data.path:
-        recorded = replace(recorded, data=replace(recorded.data, path=asked.data.path))
+    if (asked.data.path, asked.data.cache) != (recorded.data.path, recorded.data.cache):
+        recorded = replace(recorded, data=replace(recorded.data, path=asked.data.path, cache=asked.data.cache))
         write_atomically(folder / CONFIG, config_file.to_toml(recorded).encode())
     recorded = replace(recorded, run=replace(recorded.run, device=asked.run.device))
     before, after = config_file.to_dict(recorded), config_file.to_dict(asked)

@@ -11,8 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from training import likelihood, model
-from training.batches import spread
+from training import model
 from training.config import Config, OptimiserConfig, RunConfig
 from training.data import Dataset
 from training.ema import WeightAverage
@@ -28,6 +27,7 @@ class TrainingState:
     """`forward` is `model` as Fabric wraps it, for device and precision. `generator` draws all of training's noise;
     `skipped` counts the steps whose loss or gradient was not finite, `skipped_in_a_row` the latest of them."""
 
+    config: Config
     fabric: Fabric
     model: VAE
     forward: nn.Module
@@ -65,22 +65,22 @@ class TrainingState:
 def initial(config: Config, dataset: Dataset) -> TrainingState:
     """The state before the first step; the same for the same config and images."""
     fabric = build_fabric(config.run)
-    vae = build_model(config, dataset.image_shape)
-    mean_image = spread(dataset.train.pixels, 10_000).mean(0, dtype=np.float64) / 255
+    vae = build_model(config, dataset)
+    mean_image = dataset.train.spread(10_000).pixels.mean(0, dtype=np.float64) / 255
     vae.decoder.centre(torch.from_numpy(mean_image).permute(2, 0, 1).float())
     vae = vae.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = _optimiser(vae, config.optimiser)
     forward, wrapped = fabric.setup(vae, optimiser)
     average = WeightAverage(vae, config.optimiser.ema_decay)
     generator = torch.Generator(fabric.device).manual_seed(config.run.seed)
-    return TrainingState(fabric, vae, forward, wrapped, average, generator)
+    return TrainingState(config, fabric, vae, forward, wrapped, average, generator)
 
 
-def build_model(config: Config, image_shape: tuple[int, int, int]) -> VAE:
+def build_model(config: Config, dataset: Dataset) -> VAE:
     """The untrained VAE of `config`, its weights drawn from the run's seed; leaves torch's global generator alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        return model.build(config.model, likelihood.build(config.objective.likelihood), image_shape)
+        return model.build(config.model, config.objective, dataset.image_shape, dataset.classes)
 
 
 def build_fabric(config: RunConfig) -> Fabric:

@@ -9,26 +9,29 @@ from typing import Any
 
 import torch
 
-from training import batches, checkpoint, config_file, data, run, state
+from training import checkpoint, config_file, data, prior, run, state
 from training.config import Config
 from training.data import Dataset
 from training.ema import calibrate
 from training.errors import CheckpointError
-from training.events import say
 from training.model import VAE
+from training.prior import FittedPrior
+from training.progress import say
 
-_CALIBRATION_IMAGES = 8192
-_MAY_CHANGE = (("data", "path"), ("run", "device"))
+CALIBRATION_IMAGES = 8192
+_MAY_CHANGE = (("data", "path"), ("data", "cache"), ("run", "device"))
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """`model` is in evaluation mode, its statistics measured on training images. `step` is how far it was trained."""
+    """`model` is in evaluation mode, its statistics measured on training images. `step` is how far it was trained.
+    `prior` was fitted afterwards, if one was."""
 
     config: Config
     dataset: Dataset
     model: VAE
     step: int
+    prior: FittedPrior | None = None
 
 
 def load(folder: Path, data_path: str | None = None) -> Trained:
@@ -42,12 +45,23 @@ def load(folder: Path, data_path: str | None = None) -> Trained:
     saved = checkpoint.load(folder / run.CHECKPOINTS, warn=say)
     dataset = data.load(config.data, config.run.seed)
     check(saved, config, dataset)
-    model = state.build_model(config, dataset.image_shape)
+    model = state.build_model(config, dataset)
     model.load_state_dict(saved["average"])
     here = replace(config.run, device="auto", precision="fp32")  # wherever the run was trained
     model = model.to(state.build_fabric(here).device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    calibrate(model.requires_grad_(False), batches.spread(dataset.train.pixels, _CALIBRATION_IMAGES))
-    return Trained(config, dataset, model, saved["step"])
+    calibrate(model.requires_grad_(False), dataset.train.spread(CALIBRATION_IMAGES))
+    return Trained(config, dataset, model, saved["step"], _fitted_prior(folder, saved["step"]))
+
+
+def _fitted_prior(folder: Path, step: int) -> FittedPrior | None:
+    path = folder / run.PRIOR
+    if not path.exists():
+        return None
+    saved = checkpoint.read(path)
+    if saved["step"] != step:
+        raise CheckpointError(f"{path}: got a prior of step {saved['step']}, wanted one of step {step}")
+    fitted = prior.from_state(saved)
+    return None if fitted.module is None else fitted
 
 
 def check(saved: Mapping[str, Any], config: Config, dataset: Dataset) -> None:
