@@ -141,6 +141,8 @@ class Config:
         _number("prior.components", self.prior.components, 1, 10_000)
         _check_optimiser(self.optimiser)
         _check_run(self.run)
+        if self.model.kind == "pca" and self.run.devices * self.run.nodes > 1:
+            raise ConfigError(f"run.devices: got {self.run.devices}, wanted 1: pca is solved, not trained")
 
 
 def _check_data(data: DataConfig) -> None:
@@ -200,6 +202,9 @@ def _check_run(run: RunConfig) -> None:
     _number("run.checkpoint_steps", run.checkpoint_steps, 1, 10**9)
     _number("run.devices", run.devices, 1, 10_000)
     _number("run.nodes", run.nodes, 1, 10_000)
+    if run.batch_size % (run.devices * run.nodes):
+        wanted = f"a multiple of {run.devices * run.nodes}: run.devices x run.nodes processes share it equally"
+        raise ConfigError(f"run.batch_size: got {run.batch_size}, wanted {wanted}")
     _choice("run.device", run.device, ("auto", "cpu", "cuda"))
     _choice("run.precision", run.precision, ("auto", "fp32", "bf16"))
 

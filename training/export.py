@@ -15,11 +15,12 @@ from pathlib import Path
 
 from latentry import manifest as manifests
 from latentry.manifest import AggregatePosterior, Likelihood, Manifest, ManifestError, sha256
-from training import card, graphs, parity, prior_graphs, trained
+from training import card, graphs, lock, parity, prior_graphs, trained
 from training.disk import sync_folder, write_synced
 from training.errors import ExportError
 from training.evaluate import encoded_moments, evaluate
 from training.prior_graphs import PriorGraphs
+from training.progress import say
 from training.provenance import provenance
 from training.trained import Trained
 
@@ -85,8 +86,10 @@ def publish(destination: Path, files: Mapping[str, bytes], *, overwrite: bool = 
 
     Raises `ExportError` if the disk says no, or if `destination` has come to be meanwhile; nothing changes then.
     """
+    made = [folder for folder in (destination.parent, destination.parent.parent) if not folder.exists()]
     try:
-        with _sibling(destination) as partial:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with _writing(destination), _sibling(destination) as partial:
             for name, data in files.items():
                 write_synced(partial / name, data)
             sync_folder(partial)
@@ -99,6 +102,16 @@ def publish(destination: Path, files: Mapping[str, bytes], *, overwrite: bool = 
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise ExportError(_taken(destination)) from error
         raise ExportError(f"{destination}: cannot be written: {error.strerror}; nothing was published") from error
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # not empty, as it should be
+                folder.rmdir()
+
+
+def _writing(destination: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the version for the one export that writes it; raises `ExportError` naming the other."""
+    path = destination.with_name(f".{destination.name}.lock")
+    return lock.held(path, destination, "export", ExportError, say)
 
 
 def _taken(destination: Path) -> str:
@@ -131,18 +144,14 @@ def _recover(destination: Path) -> None:
 
 @contextlib.contextmanager
 def _sibling(destination: Path) -> Iterator[Path]:
-    """An empty hidden folder beside `destination`, gone afterwards; the folders above are made as needed."""
-    made = [folder for folder in (destination.parent, destination.parent.parent) if not folder.exists()]
+    """An empty hidden folder beside `destination`, gone afterwards."""
     partial = destination.with_name(f".{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # an export that was killed left it
-    partial.mkdir(parents=True)
+    partial.mkdir()
     try:
         yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        for folder in made:
-            with contextlib.suppress(OSError):  # not empty, as it should be
-                folder.rmdir()
 
 
 def _draft(source: Trained, density: PriorGraphs | None, name: str, version: int) -> Manifest:

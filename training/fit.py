@@ -11,19 +11,21 @@ for bit on a CPU in float32.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from lightning_fabric import Fabric
 from torch import Tensor
 
-from training import batches, checkpoint, data, figures, prior, run, schedule, snapshots, state, trained
+from training import batches, checkpoint, data, figures, prior, processes, run, schedule, snapshots, state, trained
 from training.config import Config
 from training.config_file import to_dict
 from training.data import Dataset
 from training.ema import calibrate
-from training.errors import ConfigError, RunError
+from training.errors import ConfigError, DataError, RunError
 from training.evaluate import evaluate
 from training.events import Board, EventLog, Progress
 from training.pca import fit_pca
@@ -41,16 +43,31 @@ def fit(config: Config, folder: Path, *, resume: bool) -> None:
 
     Raises a `TrainingError` for what is not our fault: data, a full disk, a damaged checkpoint, divergence.
     """
-    dataset = data.load(config.data, config.run.seed)
+    fabric = state.build_fabric(config.run)
+    with processes.together(fabric):
+        dataset = _load(config, fabric)
+        training = state.initial(config, dataset, fabric)
+        with run.writing(folder, say) if fabric.global_rank == 0 else contextlib.nullcontext():
+            if fabric.global_rank == 0:
+                _announce(dataset, training)
+                if not resume:
+                    run.create(folder, config)
+            _Run(config, folder, dataset, training, resume=resume).to_the_end()
+
+
+def _load(config: Config, fabric: Fabric) -> Dataset:
+    """The images, fit for `config`; the first process reads them before the others, which find its cache of pixels."""
+    read = functools.partial(data.load, config.data, config.run.seed)
+    dataset = read() if fabric.global_rank == 0 else None
+    digest = processes.from_first(lambda: dataset and dataset.digest, fabric)
+    dataset = dataset or read()
+    if dataset.digest != digest:
+        raise DataError(f"data: process {fabric.global_rank} has other images in {config.data.path} than process 0")
     if config.model.conditional:
         data.require_labels(dataset)
     _check(config, dataset)
     prior.check(config.prior, config.objective.prior != "normal", len(dataset.train), config.model.latent_dim)
-    training = state.initial(config, dataset)
-    _announce(dataset, training)
-    if not resume:
-        run.create(folder, config)
-    _Run(config, folder, dataset, training, resume=resume).to_the_end()
+    return dataset
 
 
 def _check(config: Config, dataset: Dataset) -> None:
@@ -83,29 +100,37 @@ class _Run:
         self, config: Config, folder: Path, dataset: Dataset, training: TrainingState, *, resume: bool
     ) -> None:
         self.config, self.folder, self.dataset, self.training = config, folder, dataset, training
-        self.batch_size = min(config.run.batch_size, len(dataset.train))
+        self.first, world = training.fabric.global_rank == 0, training.fabric.world_size
+        self.batch_size = min(config.run.batch_size, len(dataset.train)) // world * world
+        if not self.batch_size:
+            raise DataError(f"images: got {len(dataset.train)}, wanted at least one for each of {world} processes")
         self.steps_per_epoch = len(dataset.train) // self.batch_size  # what is left over comes in another epoch's order
         self.steps = self.steps_per_epoch * config.run.epochs
         if config.model.kind == "pca":
             self.steps_per_epoch = self.steps = 1
         # a run that was stopped before its first checkpoint has nothing to go back to but its beginning
-        position = self._restore() if resume and run.has_begun(folder) else 0
-        self.log = EventLog(folder / run.LOG, position)
-        self.board = Board(folder / run.TENSORBOARD, training.step)
-        self.progress = Progress(training.step, self.steps)
+        begun = processes.from_first(lambda: resume and run.has_begun(folder), training.fabric)
+        position = self._restore() if begun else 0
+        if self.first:  # the others neither write nor speak
+            self.log = EventLog(folder / run.LOG, position)
+            self.board = Board(folder / run.TENSORBOARD, training.step)
+            self.progress = Progress(training.step, self.steps)
         self.last_s, self.step_s, self.timed = time.monotonic(), 0.0, 0
 
     def to_the_end(self) -> None:
-        with contextlib.closing(self.log), contextlib.closing(self.board), contextlib.closing(self.progress):
+        with contextlib.ExitStack() as stack:
+            for sink in (self.progress, self.board, self.log) if self.first else ():
+                stack.callback(sink.close)
             if self.training.step == 0:
                 self._save()  # so that a run can be resumed from its first moment
             while self.training.step < self.steps:
                 self._epoch(self.training.step // self.steps_per_epoch)
-            self._fit_prior()
+            if self.first:
+                self._fit_prior()
         skipped = self.training.skipped
         if skipped == self.steps:
             raise RunError(f"all {skipped} steps were skipped, not being finite: nothing was learnt")
-        if skipped:
+        if skipped and self.first:
             say(f"{skipped} of {self.steps} steps were skipped, not being finite")
 
     def _epoch(self, epoch: int) -> None:
@@ -113,6 +138,8 @@ class _Run:
             self._solve()
         else:
             self._train(epoch)
+        if not self.first:
+            return
         grids = self._score(epoch + 1)
         self._save()
         if self.config.run.snapshots:
@@ -130,8 +157,8 @@ class _Run:
         order = batches.epoch_order(len(self.dataset.train), self.config.run.seed, epoch)
         self.last_s = time.monotonic()  # what came after the epoch before is no step's time
         for index in range(self.training.step % self.steps_per_epoch, self.steps_per_epoch):
-            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
             training = self.training
+            chosen = processes.share_of(order[index * self.batch_size :][: self.batch_size], training.fabric)
             self._step(*batches.batch(self.dataset.train, chosen, training.model, training.fabric.device))
             last = index + 1 == self.steps_per_epoch
             if self.training.step % self.config.run.checkpoint_steps == 0 and not last:
@@ -141,12 +168,15 @@ class _Run:
         training, config = self.training, self.config
         beta = schedule.beta(config.objective, training.step, self.steps)
         learning_rate = schedule.learning_rate(config.optimiser, training.step, self.steps)
+        processes.reseed(training.generator, config.run.seed, training.step, training.fabric)
         result = train_step(training, x, labels, beta=beta, learning_rate=learning_rate)
         if training.skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
             raise RunError(
                 f"{_MAX_SKIPPED_IN_A_ROW} steps in a row were not finite: lower --learning-rate, or try fp32"
             )
-        result["images_per_s"] = len(x) / self._smoothed_step_s()
+        if not self.first:
+            return
+        result["images_per_s"] = self.batch_size / self._smoothed_step_s()
         self.log.write("step", {"step": training.step, **result})
         self.board.step(training.step, result)
         self.progress.step(training.step, result, (self.steps - training.step) * self.step_s)
@@ -198,6 +228,8 @@ class _Run:
         checkpoint.write(path, {"step": self.training.step, **fitted.to_state()})
 
     def _save(self) -> None:
+        if not self.first:
+            return
         saved = {
             **self.training.to_checkpoint(),
             "config": to_dict(self.config),
@@ -207,7 +239,8 @@ class _Run:
         checkpoint.save(self.folder / run.CHECKPOINTS, self.training.step, saved)
 
     def _restore(self) -> int:
-        saved = checkpoint.load(self.folder / run.CHECKPOINTS, warn=say)
+        read = functools.partial(checkpoint.load, self.folder / run.CHECKPOINTS, warn=say)
+        saved = processes.from_first(read, self.training.fabric)
         trained.check(saved, self.config, self.dataset)
         self.training.restore(saved)
         return int(saved["log_bytes"])

@@ -12,14 +12,13 @@ EXIT_FAILED = 2
 EXIT_INTERRUPTED = 130
 
 
-def outcome(command: Callable[[], None], interrupted: Callable[[], str]) -> int:
+def outcome(command: Callable[[], int | None], interrupted: Callable[[], str]) -> int:
     """Run `command`; expected failures and Ctrl-C become one line on stderr and an exit status."""
     try:
-        command()
+        return command() or 0
     except (TrainingError, ManifestError) as error:
         print(f"latentry: error: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
         print(f"\n{interrupted()}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0

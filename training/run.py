@@ -6,12 +6,13 @@ RUN/prior.ckpt     if a prior was fitted          RUN/snapshots/     if weights 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from training import config_file
+from training import config_file, launch, lock
 from training.config import Config
 from training.disk import write_atomically
 from training.errors import ConfigError, RunError
@@ -24,6 +25,19 @@ FIGURES = "figures"
 EVALUATION = "evaluation.json"
 PRIOR = "prior.ckpt"
 SNAPSHOTS = "snapshots"
+LOCK = ".lock"
+
+
+def writing(folder: Path, warn: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
+    """Hold the run folder, made if need be, for the one training that writes to it.
+
+    Raises `RunError` naming the process that holds it, if there is one, or if the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be made: {error.strerror}") from error
+    return lock.held(folder / LOCK, folder, "training", RunError, warn)
 
 
 def create(folder: Path, config: Config) -> None:
@@ -62,8 +76,10 @@ def resumed_config(folder: Path, overrides: Mapping[str, Mapping[str, Any]]) -> 
     asked = config_file.override(recorded, overrides)
     if (asked.data.path, asked.data.cache) != (recorded.data.path, recorded.data.cache):
         recorded = replace(recorded, data=replace(recorded.data, path=asked.data.path, cache=asked.data.cache))
-        write_atomically(folder / CONFIG, config_file.to_toml(recorded).encode())
-    recorded = replace(recorded, run=replace(recorded.run, device=asked.run.device))
+        if launch.is_first():
+            write_atomically(folder / CONFIG, config_file.to_toml(recorded).encode())
+    here = {name: getattr(asked.run, name) for name in ("device", "devices", "nodes")}
+    recorded = replace(recorded, run=replace(recorded.run, **here))
     before, after = config_file.to_dict(recorded), config_file.to_dict(asked)
     for section, values in after.items():
         for key, value in values.items():

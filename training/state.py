@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from training import model
+from training import model, processes
 from training.config import Config, OptimiserConfig, RunConfig
 from training.data import Dataset
 from training.ema import WeightAverage
@@ -39,7 +39,7 @@ class TrainingState:
     skipped_in_a_row: int = 0
 
     def to_checkpoint(self) -> dict[str, Any]:
-        """What `restore` needs. The learning rate, beta and the order of the images follow from the step."""
+        """What `restore` needs. The learning rate, beta, the order of the images and the noise follow from the step."""
         return {
             "format": FORMAT,
             "step": self.step,
@@ -48,7 +48,6 @@ class TrainingState:
             "model": self.model.state_dict(),
             "average": self.average.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "generator": self.generator.get_state(),
         }
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
@@ -59,12 +58,11 @@ class TrainingState:
         self.model.load_state_dict(checkpoint["model"])
         self.average.model.load_state_dict(checkpoint["average"])
         self.optimiser.load_state_dict(checkpoint["optimiser"])
-        self.generator.set_state(checkpoint["generator"])
 
 
-def initial(config: Config, dataset: Dataset) -> TrainingState:
+def initial(config: Config, dataset: Dataset, fabric: Fabric | None = None) -> TrainingState:
     """The state before the first step; the same for the same config and images."""
-    fabric = build_fabric(config.run)
+    fabric = fabric or build_fabric(config.run)
     vae = build_model(config, dataset)
     mean_image = dataset.train.spread(10_000).pixels.mean(0, dtype=np.float64) / 255
     vae.decoder.centre(torch.from_numpy(mean_image).permute(2, 0, 1).float())
@@ -84,7 +82,7 @@ def build_model(config: Config, dataset: Dataset) -> VAE:
 
 
 def build_fabric(config: RunConfig) -> Fabric:
-    """Lightning Fabric for one device and the precision that it is quick in. Raises `ConfigError` without CUDA."""
+    """Lightning Fabric for the devices and the precision that they are quick in. Raises `ConfigError` without CUDA."""
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -92,7 +90,7 @@ def build_fabric(config: RunConfig) -> Fabric:
         raise ConfigError("run.device: got cuda, but torch finds no CUDA device; wanted auto or cpu")
     bf16 = config.precision == "bf16" or (config.precision == "auto" and _has_bf16(device))
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # `fit` says device and precision itself, once
-    return Fabric(accelerator=device, devices=1, precision="bf16-mixed" if bf16 else "32-true")
+    return processes.connect(device, "bf16-mixed" if bf16 else "32-true", config)
 
 
 def _has_bf16(device: str) -> bool:

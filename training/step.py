@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import Tensor
 
-from training import objective
+from training import objective, processes
 from training.state import TrainingState
 
 
@@ -29,15 +29,14 @@ def train_step(
     training.optimiser.zero_grad()
     training.fabric.backward(result.loss)
     norm = _clip_gradients(training, training.config.optimiser.clip_norm)
-    loss = result.loss.item()
-    if math.isfinite(norm) and math.isfinite(loss):
+    means = processes.mean_of({**result.figures, "loss": result.loss}, training.fabric)  # so all decide alike
+    if math.isfinite(norm) and math.isfinite(means["loss"]):
         _apply(training, learning_rate)
     else:
         _skip(training, buffers)
     training.step += 1
     return {
-        **{name: value.item() for name, value in result.figures.items()},
-        "loss": loss,
+        **means,
         "beta": beta,
         "learning_rate": learning_rate,
         "gradient_norm": norm,

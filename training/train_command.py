@@ -9,11 +9,11 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from training import config_file, run
+from training import config_file, launch, run
 from training.config import ESTIMATORS, KINDS, LIKELIHOODS, PRIOR_FITS, Config
 from training.errors import ConfigError
 from training.outcome import outcome
@@ -55,7 +55,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 def run_train(args: argparse.Namespace) -> int:
     """`latentry train`: fit a model, or go on with one."""
     out = args.out or Path("runs") / (args.preset or "images")
-    return outcome(lambda: _train(args, out), lambda: _how_to_go_on(out))
+    return launch.within(lambda: outcome(lambda: _train(args, out), lambda: _how_to_go_on(out)))
 
 
 def _how_to_go_on(out: Path) -> str:
@@ -64,7 +64,7 @@ def _how_to_go_on(out: Path) -> str:
     return f"Stopped. To go on: latentry train --out {out} --resume"
 
 
-def _train(args: argparse.Namespace, out: Path) -> None:
+def _train(args: argparse.Namespace, out: Path) -> int:
     config = _resumed(args, out) if args.resume else _new(args)
     if (
         config.data.path
@@ -72,10 +72,15 @@ def _train(args: argparse.Namespace, out: Path) -> None:
         and out.resolve().is_relative_to(Path(config.data.path).resolve())
     ):
         raise ConfigError(f"--out: got {out}, which is among the images of {config.data.path}; wanted it elsewhere")
+    config = replace(config, run=launch.placed(config.run))
+    if launch.needed(config.run):
+        return launch.launch([sys.executable, "-m", "latentry", *sys.argv[1:]], config.run)
     from training.fit import fit
 
     fit(config, out, resume=args.resume)
-    print(f"Trained. Next: latentry evaluate {out}; latentry export {out} --to models/NAME/1", file=sys.stderr)
+    if launch.is_first():
+        print(f"Trained. Next: latentry evaluate {out}; latentry export {out} --to models/NAME/1", file=sys.stderr)
+    return 0
 
 
 def _new(args: argparse.Namespace) -> Config:

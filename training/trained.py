@@ -19,7 +19,7 @@ from training.prior import FittedPrior
 from training.progress import say
 
 CALIBRATION_IMAGES = 8192
-_MAY_CHANGE = (("data", "path"), ("data", "cache"), ("run", "device"))
+_MAY_CHANGE = (("data", "path"), ("data", "cache"), ("run", "device"), ("run", "devices"), ("run", "nodes"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def load(folder: Path, data_path: str | None = None) -> Trained:
     check(saved, config, dataset)
     model = state.build_model(config, dataset)
     model.load_state_dict(saved["average"])
-    here = replace(config.run, device="auto", precision="fp32")  # wherever the run was trained
+    here = replace(config.run, device="auto", precision="fp32", devices=1, nodes=1)  # wherever the run was trained
     model = model.to(state.build_fabric(here).device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     calibrate(model.requires_grad_(False), dataset.train.spread(CALIBRATION_IMAGES))
     return Trained(config, dataset, model, saved["step"], _fitted_prior(folder, saved["step"]))
