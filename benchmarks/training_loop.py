@@ -8,7 +8,7 @@ checkpoints; not the evaluation after each epoch) against three bare ones on one
 precision, optimiser and threads. They take turns in blocks of some steps, so that whatever else the machine does falls
 on all alike, and the ratio is that of the totals.
 
-    bare            forward, backward, optimiser step: the issue's measure
+    bare            forward, backward, optimiser step
     with clipping   and the gradient's norm, clipped
     with average    and the moving average of the weights: what no training loop of ours could do without
 

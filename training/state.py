@@ -104,4 +104,4 @@ def _optimiser(vae: VAE, config: OptimiserConfig) -> torch.optim.AdamW:
     weights = [parameter for parameter in vae.parameters() if parameter.ndim > 1]
     rest = [parameter for parameter in vae.parameters() if parameter.ndim <= 1]  # norms and biases do not decay
     groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=_BETAS)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=_BETAS, fused=True)
