@@ -63,14 +63,18 @@ def _check(folder: ModelFolder, device: Device, seconds: float) -> bool:
     theirs = engine.load_graphs(folder, Device(devices.CPU, threads=device.threads), ())
     ours = engine.load_graphs(folder, device, BUCKETS)
     images, latents = _inputs(folder)
-    agree = [
-        _agrees("encoder", theirs[0], ours[0], images, {"mean": POSTERIOR_TOLERANCE, "logvar": POSTERIOR_TOLERANCE}),
-        _agrees("decoder", theirs[1], ours[1], latents, {"mean": MEAN_TOLERANCE, "images": LEVEL_TOLERANCE}),
-    ]
-    in_torch = _torch(folder, device, images, theirs[0])
+    checks = {
+        "encoder": (images, {"mean": POSTERIOR_TOLERANCE, "logvar": POSTERIOR_TOLERANCE}),
+        "decoder": (latents, {"mean": MEAN_TOLERANCE, "images": LEVEL_TOLERANCE}),
+    }
+    if about.prior is not None and "prior" in ours:
+        noise = np.random.default_rng(1).standard_normal((max(BUCKETS), about.prior.noise_dim), np.float32)
+        checks["prior"] = (noise, {"latents": POSTERIOR_TOLERANCE})
+    agree = [_agrees(kind, theirs[kind], ours[kind], rows, wanted) for kind, (rows, wanted) in checks.items()]
+    in_torch = _torch(folder, device, images, theirs["encoder"])
     for kind, graph, data, rows, module in (
-        ("encode", ours[0], folder.encoder, images, in_torch and in_torch[0]),
-        ("decode", ours[1], folder.decoder, latents, in_torch and in_torch[1]),
+        ("encode", ours["encoder"], folder.encoder, images, in_torch and in_torch[0]),
+        ("decode", ours["decoder"], folder.decoder, latents, in_torch and in_torch[1]),
     ):
         _time(kind, graph, data, rows, module, device, seconds)
     return all(agree)
@@ -80,7 +84,7 @@ def _inputs(folder: ModelFolder) -> tuple[Any, Any]:
     """Images that the model might see (its own samples) and latents of the prior, the same on every machine."""
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((max(BUCKETS), folder.manifest.latent_dim)).astype(np.float32)
-    _, decoder = engine.load_graphs(folder, Device(devices.CPU, threads=processors.available()), ())
+    decoder = engine.load_graphs(folder, Device(devices.CPU, threads=processors.available()), ())["decoder"]
     return decoder.run(latents, frozenset({"images"}))["images"], latents
 
 
@@ -92,7 +96,7 @@ def _agrees(kind: str, theirs: Graph, ours: Graph, rows: Any, tolerances: dict[s
     for name, tolerance in tolerances.items():
         got = np.concatenate([part[name] for part in parts]).astype(np.float64)
         worst = float(np.abs(got - wanted[name]).max())
-        if kind == "encoder":
+        if kind != "decoder":
             worst /= float(wanted[name].std())
         good &= worst <= tolerance
         print(f"  {kind} {name}: differs by at most {worst:.3g}, wanted {tolerance:g}: {'ok' if good else 'TOO MUCH'}")

@@ -31,6 +31,7 @@ MANIFEST_FILE = "manifest.json"
 ENCODER_FILE = "encoder.onnx"
 DECODER_FILE = "decoder.onnx"
 PRIOR_FILE = "prior.onnx"
+FLOW = "flow"
 DENSITY_FILE = "density.onnx"
 CARD_FILE = "README.md"
 PREVIEW_FILE = "preview.png"
@@ -79,6 +80,11 @@ class Prior:
     noise_dim: int
     held_out_log_density: float
     normal_log_density: float
+
+    @property
+    def learnt(self) -> bool:
+        """Whether the model was trained with it, so that N(0, I) is no prior of the model's at all."""
+        return self.kind == FLOW
 
 
 @dataclass(frozen=True, slots=True)

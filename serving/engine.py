@@ -32,6 +32,7 @@ _Ports = Mapping[str, tuple[type[np.generic], tuple[int, ...]]]  # of a graph, b
 _DTYPES: Mapping[str, type[np.generic]] = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 
 
+_PARAMETERS = "parameters"  # an output of some decoders that no call asks for
 _ROUNDING, _LEVELS = 5e-3, 2  # by which batch sizes may differ: TF32 convolutions keep 10 bits
 
 
@@ -244,8 +245,8 @@ def _buffer(shape: tuple[int, ...], dtype: type[np.generic] | None, device: Devi
     return array
 
 
-def load_graphs(folder: ModelFolder, device: Device, buckets: Sequence[int]) -> tuple[Graph, Graph]:
-    """The encoder and the decoder of a verified folder.
+def load_graphs(folder: ModelFolder, device: Device, buckets: Sequence[int]) -> dict[str, Graph]:
+    """The encoder and the decoder of a verified folder, and the prior that it was trained with if that is not N(0, I).
 
     Raises `BadGraph`, naming the file, if one cannot be loaded or disagrees with the manifest.
     """
@@ -256,20 +257,26 @@ def load_graphs(folder: ModelFolder, device: Device, buckets: Sequence[int]) -> 
         "encoder": ({"images": images}, {"mean": latents, "logvar": latents}),
         "decoder": ({"latents": latents}, {"images": images, "mean": float_images}),
     }
-    graphs = []
+    prior = folder.manifest.prior
+    if prior is not None and prior.learnt:
+        wanted["prior"] = ({"noise": (np.float32, (prior.noise_dim,))}, {"latents": latents})
+    if folder.manifest.classes:
+        raise BadGraph(f"{folder.path}: a conditional model, whose graphs want labels; such are not served yet")
+    graphs = {}
     for kind, (inputs, outputs) in wanted.items():
         try:
             profile = {name: item for name, (_, item) in inputs.items()}
             graph = Graph(getattr(folder, kind), device, profile, buckets)
             _compare("input", graph.inputs, inputs)
-            _compare("output", graph.outputs, outputs)
+            offered = {name: port for name, port in graph.outputs.items() if name != _PARAMETERS}
+            _compare("output", offered, outputs)
             for key, value in folder.manifest.graph_metadata(kind).items():
                 if graph.metadata.get(key) != value:
                     raise BadGraph(f"metadata {key}: got {graph.metadata.get(key)}, the manifest says {value}")
         except BadGraph as error:
             raise BadGraph(f"{folder.path / kind}.onnx: {error}") from error
-        graphs.append(graph)
-    return graphs[0], graphs[1]
+        graphs[kind] = graph
+    return graphs
 
 
 def _compare(side: str, got: Mapping[str, Any], wanted: _Ports) -> None:

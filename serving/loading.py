@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,13 +23,13 @@ from serving.devices import Device
 from serving.drift import Drift, Reconstruction
 from serving.engine import BadGraph, Graph, load_graphs
 from serving.metrics import GraphMetrics, Metrics
-from serving.model import DECODER, ENCODER, Limits, Model, limits_of
+from serving.model import Limits, Model, limits_of
 from serving.pool import Pool
 from serving.rehearsal import rehearse
 from serving.settings import Settings
 
 T = TypeVar("T")
-Graphs = Mapping[str, Sequence[Graph]]  # by ENCODER and DECODER, one for each device
+Graphs = Mapping[str, Sequence[Graph]]  # by ENCODER, DECODER and perhaps PRIOR, one for each device
 
 PRECISION = "fp32"
 
@@ -84,15 +85,16 @@ class Loader:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _open(self, folder: ModelFolder) -> Graphs:
-        pairs: list[tuple[Graph, Graph]] = []
+        graphs: defaultdict[str, list[Graph]] = defaultdict(list)
         try:
             for device in self._devices:
                 buckets = _powers_of_two(self._settings.max_batch_size) if device.is_gpu else ()
-                pairs.append(load_graphs(folder, device, buckets))
+                for kind, graph in load_graphs(folder, device, buckets).items():
+                    graphs[kind].append(graph)
         except BaseException:
-            _close({ENCODER: [graph for pair in pairs for graph in pair]})
+            _close(graphs)
             raise
-        return {ENCODER: [pair[0] for pair in pairs], DECODER: [pair[1] for pair in pairs]}
+        return graphs
 
     async def _warm(self, folder: ModelFolder, graphs: Graphs) -> None:
         for kind, each in graphs.items():

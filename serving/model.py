@@ -1,6 +1,6 @@
-"""A loaded model: its manifest, its two graphs behind their queues, and what one call may ask of it.
+"""A loaded model: its manifest, its graphs behind their queues, and what one call may ask of it.
 
-Composes what the calls are made of: encode, decode. Knows arrays, not messages.
+Composes what the calls are made of: draw, encode, decode. Knows arrays, not messages.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ MAX_MESSAGE = 64 * _MEBIBYTE
 _MIN_MESSAGE = 16 * _MEBIBYTE  # a photo that is to be resized fits, however small the model's images
 _MESSAGE_OVERHEAD = 64 << 10  # names, shapes, digests and field tags
 
-ENCODER, DECODER = "encoder", "decoder"
+ENCODER, DECODER, PRIOR = "encoder", "decoder", "prior"
 _POSTERIOR = frozenset({"mean", "logvar"})
 _PIXELS = frozenset({"images"})
 _MEANS = frozenset({"mean"})
+_LATENTS = frozenset({"latents"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def limits_of(manifest: Manifest, max_request_items: int) -> Limits:
 
 
 class Model:
-    """A version that is loaded and warm. `graphs` and `batchers` are by `ENCODER` and `DECODER`."""
+    """A version that is loaded and warm. `graphs` and `batchers` are by `ENCODER`, `DECODER` and perhaps `PRIOR`."""
 
     def __init__(
         self,
@@ -82,11 +83,11 @@ class Model:
 
     @property
     def up(self) -> bool:
-        """Whether both graphs have an engine that works."""
+        """Whether every graph has an engine that works."""
         return all(batcher.up for batcher in self.batchers.values())
 
     def works_on(self, device: int) -> bool:
-        """Whether both graphs' engines of this device work."""
+        """Whether all graphs' engines of this device work."""
         return all(batcher.works_on(device) for batcher in self.batchers.values())
 
     @contextlib.contextmanager
@@ -100,6 +101,18 @@ class Model:
             self._users -= 1
             if not self._users:
                 self._unused.set()
+
+    @property
+    def noise_dim(self) -> int:
+        """How many standard normal numbers a draw of the prior is made of."""
+        prior = self.manifest.prior
+        return prior.noise_dim if prior is not None and PRIOR in self.batchers else self.manifest.latent_dim
+
+    async def draw(self, noise: Float32s, deadline: float | None) -> Float32s:
+        """Latents of the model's prior, float32 [N, Z], made of standard normal noise [N, `noise_dim`]."""
+        if PRIOR not in self.batchers:
+            return noise
+        return (await self._submit(PRIOR, noise, _LATENTS, deadline))["latents"]
 
     async def encode(self, images: Array, deadline: float | None) -> tuple[Float32s, Float32s]:
         """uint8 [N, H, W, C] to the mean and logvar of q(z|x), float32 [N, Z] each."""

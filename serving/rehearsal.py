@@ -132,7 +132,7 @@ def run(whole: manifest.ModelFolder, max_batch: int) -> None:
     from serving import engine  # here, so that asking for a rehearsal does not wait for onnxruntime
     from serving.devices import CPU, Device
 
-    for graph in engine.load_graphs(whole, Device(CPU), ()):
+    for graph in engine.load_graphs(whole, Device(CPU), ()).values():
         for size in graph.warm_up_sizes(min(max_batch, _MOST_ROWS)):
             graph.warm(size)
         graph.check_rows()

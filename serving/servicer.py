@@ -71,7 +71,8 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
                 temperature = np.float32(codec.read_temperature(request))
                 self._admit(count)
                 seed = request.seed if request.HasField("seed") else secrets.randbits(64)
-                z = temperature * latents.standard_normals(seed, first, count, model.manifest.latent_dim)
+                noise = temperature * latents.standard_normals(seed, first, count, model.noise_dim)
+            z = await model.draw(noise, call.current().deadline)
             images = await self._decode(z, model, request.output, context)
         return pb.SampleResponse(model=_ref(model), images=images, latents=codec.write_tensor(z), seed=seed)
 

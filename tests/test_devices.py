@@ -272,7 +272,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> FakeGpus:
 
 def decoder(linear: LinearModel, buckets: Sequence[int] = (1, 4), **about: Any) -> Graph:
     device = Device(CUDA, **about)
-    return engine.load_graphs(manifest.read(linear.folder), device, buckets)[1]
+    return engine.load_graphs(manifest.read(linear.folder), device, buckets)["decoder"]
 
 
 def latents(n: int, seed: int = 0) -> Array:

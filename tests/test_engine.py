@@ -22,7 +22,8 @@ HAS_GPU = Path("/dev/nvidiactl").exists()
 
 
 def graphs(model: LinearModel, buckets: tuple[int, ...] = ()) -> tuple[Graph, Graph]:
-    return engine.load_graphs(manifest.read(model.folder), CPU, buckets)
+    loaded = engine.load_graphs(manifest.read(model.folder), CPU, buckets)
+    return loaded["encoder"], loaded["decoder"]
 
 
 def save(model: LinearModel, about: Manifest, **graphs: onnx.ModelProto) -> LinearModel:

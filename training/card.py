@@ -23,7 +23,7 @@ def card(manifest: Manifest) -> str:
     return f"""\
 # {manifest.name}, version {manifest.version}
 
-A variational autoencoder of {height}x{width} {colour} images: {latent_dim} latents, \
+{_kind(manifest)} of {height}x{width} {colour} images: {latent_dim} latents, \
 {manifest.likelihood.name} likelihood{sigma}, \
 {manifest.provenance["parameters"]:,} parameters.
 
@@ -45,7 +45,7 @@ On the {scores["images"]:,.0f} held-out images, at beta = 1, with one posterior 
 |---|---|
 | ELBO | {scores["elbo"]:.2f} nats per image |
 | reconstruction, E[log p(x\\|z)] | {scores["reconstruction"]:.2f} nats per image |
-| KL(q(z\\|x) ‖ N(0, I)) | {scores["kl"]:.2f} nats per image |
+| KL(q(z\\|x) ‖ {_prior_of(manifest)}) | {scores["kl"]:.2f} nats per image |
 | PSNR of reconstructions | {scores["psnr_db"]:.2f} dB |
 | active units | {scores["active_units"]:.0f} of {latent_dim} |
 
@@ -54,9 +54,11 @@ On the {scores["images"]:,.0f} held-out images, at beta = 1, with one posterior 
 
 | graph | input | outputs |
 |---|---|---|
-| `encoder.onnx` | `images` uint8 [N, {height}, {width}, {channels}] | `mean`, `logvar` float32 [N, {latent_dim}] |
-| `decoder.onnx` | `latents` float32 [N, {latent_dim}] | `images` uint8 and `mean` float32 in [0, 1], \
+| `encoder.onnx` | `images` uint8 [N, {height}, {width}, {channels}]{_labels(manifest)} \
+| `mean`, `logvar` float32 [N, {latent_dim}] |
+| `decoder.onnx` | `latents` float32 [N, {latent_dim}]{_labels(manifest)} | `images` uint8 and `mean` float32 in [0, 1], \
 [N, {height}, {width}, {channels}] |
+{_prior_rows(manifest)}\
 
 `latentry serve --models DIR`, where DIR holds `{manifest.name}/{manifest.version}/`, serves it over gRPC. Any ONNX \
 Runtime runs the graphs alone.
@@ -64,7 +66,7 @@ Runtime runs the graphs alone.
 ## Limits
 
 It knows images like those it was trained on, framed as they are, and smooths away what {latent_dim} numbers
-cannot hold. Draws from N(0, I) are less sharp than reconstructions.
+cannot hold. {_about_draws(manifest)}
 """
 
 
@@ -79,9 +81,57 @@ def preview(trained: Trained) -> bytes:
 
 
 def _about_likelihood(manifest: Manifest) -> str:
-    if manifest.likelihood.name == "gaussian":
-        return "The likelihood is a density of pixel values in [0, 1], so that the ELBO can be above zero.\n"
-    return "The images were binarised for these figures, each pixel drawn once with its grey value as probability.\n"
+    if manifest.likelihood.name == "bernoulli":
+        return (
+            "The images were binarised for these figures, each pixel drawn once with its grey value as probability.\n"
+        )
+    if manifest.likelihood.name == "discretised-logistic":
+        return "The likelihood is a probability of the 256 levels of each pixel.\n"
+    return "The likelihood is a density of pixel values in [0, 1], so that the ELBO can be above zero.\n"
+
+
+def _kind(manifest: Manifest) -> str:
+    kinds = {
+        "autoencoder": "An autoencoder",
+        "denoising": "A denoising autoencoder",
+        "linear": "A linear autoencoder",
+        "pca": "Probabilistic PCA",
+    }
+    vae = "A conditional variational autoencoder" if manifest.classes else "A variational autoencoder"
+    return kinds.get(manifest.provenance["config"]["model"]["kind"], vae)
+
+
+def _prior_of(manifest: Manifest) -> str:
+    return "p(z)" if manifest.prior is not None and manifest.prior.learnt else "N(0, I)"
+
+
+def _labels(manifest: Manifest) -> str:
+    return f", `labels` int64 [N] from 0 to {manifest.classes - 1}" if manifest.classes else ""
+
+
+def _prior_rows(manifest: Manifest) -> str:
+    if manifest.prior is None:
+        return ""
+    rows = f"| `prior.onnx` | `noise` float32 [N, {manifest.prior.noise_dim}], standard normal | `latents` |\n"
+    if manifest.prior.kind != "second-stage":
+        rows += "| `density.onnx` | `latents` | `log_prob` float32 [N], log p(z) in nats |\n"
+    return rows
+
+
+def _about_draws(manifest: Manifest) -> str:
+    prior = manifest.prior
+    if prior is None:
+        return "Draws from N(0, I) are less sharp than reconstructions."
+    densities = f"{prior.held_out_log_density:.1f} nats against {prior.normal_log_density:.1f}"
+    if prior.learnt:
+        return (
+            "Its prior was learnt with it: draw latents with `prior.onnx`, as\n`latentry serve` does. N(0, I) is not its "
+            f"prior (log p(z) of held-out latents: {densities})."
+        )
+    return (
+        f"Draws from N(0, I) are less sharp than those from `prior.onnx`, a {prior.kind}\nfitted to what was encoded "
+        f"(log p(z) of held-out latents: {densities})."
+    )
 
 
 def _beside(left: Grid, right: Grid) -> Grid:

@@ -35,7 +35,7 @@ def of(source: Trained) -> PriorGraphs | None:
         z = prior.aggregate_posterior(source.model, source.dataset.held_out.spread(_SCORED), generator)
         with torch.no_grad():
             learnt = flow.log_prob(z).double().mean().item()
-        about = AboutPrior("flow", z.shape[1], learnt, prior.score(None, z, seed))
+        about = AboutPrior(manifests.FLOW, z.shape[1], learnt, prior.score(None, z, seed))
         return PriorGraphs(about, *graphs.wrapped_flow(flow))
     if fitted is None or fitted.module is None:
         return None
