@@ -69,7 +69,7 @@ class Bare:
             fabric.clip_gradients(self.forward, self.optimiser, max_norm=5.0, error_if_nonfinite=False)
         self.optimiser.step()
         if averaged:
-            self.average.update(self.model, 1000)
+            self.average.update(1000)
 
 
 class Turns:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from training import batches
 from training.images import Images
@@ -19,16 +19,19 @@ _SEED = 1  # of the posterior samples that the statistics are measured with
 
 
 class WeightAverage:
-    """`model` is a copy whose parameters follow those that `update` is given."""
+    """`model` is a copy of the model that is trained, `update` makes its parameters follow that one's."""
 
-    def __init__(self, model: VAE, decay: float) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+    def __init__(self, trained: VAE, decay: float) -> None:
+        self.model = copy.deepcopy(trained).requires_grad_(False).eval()
         self.decay = decay
+        # listed once: to find them anew takes as long as to average them
+        self._averaged: list[Tensor] = list(self.model.parameters())
+        self._trained: list[Tensor] = list(trained.parameters())
 
-    def update(self, model: VAE, step: int) -> None:
-        """Move towards `model`: quickly at first, while the average still holds the initial weights."""
+    def update(self, step: int) -> None:
+        """Move towards what is trained: quickly at first, while the average still holds the initial weights."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+        torch._foreach_lerp_(self._averaged, self._trained, 1 - decay)
 
 
 @torch.no_grad()

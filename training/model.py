@@ -66,6 +66,7 @@ class VAE(nn.Module):
         self.classes = classes
         self.gives_point = gives_point
         self.corruption = corruption
+        self._dropouts = [module for module in self.modules() if isinstance(module, Dropout)]
 
     def forward(self, x: Tensor, generator: torch.Generator, labels: Tensor | None = None, samples: int = 1) -> Pass:
         """x (N, C, H, W) in [0, 1], labels int64 (N,) if the model is conditional -> `Pass`.
@@ -74,13 +75,12 @@ class VAE(nn.Module):
         """
         if self.training and self.corruption > 0:
             x = corrupt(x, self.corruption, generator)
-        dropouts = [module for module in self.modules() if isinstance(module, Dropout)]
-        for dropout in dropouts:
+        for dropout in self._dropouts:
             dropout.generator = generator
         mean, logvar = self.encoder(x, labels)
         z = self.sample(mean, logvar, generator, samples)
         output = self.decoder(z, None if labels is None else labels.repeat(samples))
-        for dropout in dropouts:
+        for dropout in self._dropouts:
             dropout.generator = None  # a generator of a run is not to travel with copies of the model
         return Pass(output, z, mean, logvar)
 

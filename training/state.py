@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from training import model, processes
 from training.config import Config, OptimiserConfig, RunConfig
@@ -25,7 +25,8 @@ FORMAT = 1
 @dataclass(slots=True)
 class TrainingState:
     """`forward` is `model` as Fabric wraps it, for device and precision. `generator` draws all of training's noise;
-    `skipped` counts the steps whose loss or gradient was not finite, `skipped_in_a_row` the latest of them."""
+    `buffers` are the model's, listed once; `skipped` counts the steps whose loss or gradient was not finite,
+    `skipped_in_a_row` the latest of them."""
 
     config: Config
     fabric: Fabric
@@ -34,6 +35,7 @@ class TrainingState:
     optimiser: torch.optim.Optimizer
     average: WeightAverage
     generator: torch.Generator
+    buffers: list[Tensor]
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
@@ -71,7 +73,7 @@ def initial(config: Config, dataset: Dataset, fabric: Fabric | None = None) -> T
     forward, wrapped = fabric.setup(vae, optimiser)
     average = WeightAverage(vae, config.optimiser.ema_decay)
     generator = torch.Generator(fabric.device).manual_seed(config.run.seed)
-    return TrainingState(config, fabric, vae, forward, wrapped, average, generator)
+    return TrainingState(config, fabric, vae, forward, wrapped, average, generator, list(vae.buffers()))
 
 
 def build_model(config: Config, dataset: Dataset) -> VAE:

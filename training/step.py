@@ -22,7 +22,7 @@ def train_step(
     the likelihood's sigma included.
     """
     model, config = training.model, training.config.objective
-    buffers = [buffer.clone() for buffer in model.buffers()]
+    buffers = [buffer.clone() for buffer in training.buffers]
     observed = model.likelihood.observe(x, training.generator)
     output, z, mean, logvar = training.forward(observed, training.generator, labels, config.samples)
     result = objective.loss(config, model, observed, output, z, mean, logvar, beta)
@@ -56,13 +56,13 @@ def _apply(training: TrainingState, learning_rate: float) -> None:
     for group in training.optimiser.param_groups:
         group["lr"] = learning_rate
     training.optimiser.step()
-    training.average.update(training.model, training.step)
+    training.average.update(training.step)
     training.skipped_in_a_row = 0
 
 
 def _skip(training: TrainingState, buffers: Sequence[Tensor]) -> None:
     """Leave the weights alone, and put back what the forward pass has changed."""
-    for buffer, before in zip(training.model.buffers(), buffers, strict=True):
+    for buffer, before in zip(training.buffers, buffers, strict=True):
         buffer.copy_(before)
     training.skipped += 1
     training.skipped_in_a_row += 1
