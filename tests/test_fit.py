@@ -343,6 +343,32 @@ class TestResume:
         fit.fit(tiny(images, epochs=2), tmp_path / "run", resume=True)
         assert_same_run(tmp_path / "run", finished)
 
+    @pytest.mark.parametrize("full", ["snapshots/.epoch-00001.pt.partial", ".prior.ckpt.partial"])
+    def test_after_a_full_disk_snapshots_and_priors_are_made_up_for(
+        self, images: Path, tmp_path: Path, full: str
+    ) -> None:
+        config = tiny(images, epochs=1)
+        prior = replace(config.prior, fit="mixture", components=2)
+        config = replace(config, prior=prior, run=replace(config.run, snapshots=True))
+        (tmp_path / "run" / "snapshots").mkdir(parents=True)
+        (tmp_path / "run" / full).symlink_to("/dev/full")
+        with pytest.raises(RunError, match="No space left on device; what was there before is intact"):
+            fit.fit(config, tmp_path / "run", resume=False)
+        fit.fit(config, tmp_path / "run", resume=True)
+        assert checkpoint.read(tmp_path / "run" / "snapshots" / "epoch-00001.pt")["epoch"] == 1
+        assert checkpoint.read(tmp_path / "run" / "prior.ckpt")["step"] == STEPS_PER_EPOCH
+
+    def test_pictures_that_a_full_disk_does_not_take_are_said_and_lose_nothing(
+        self, images: Path, finished: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "run" / "figures").mkdir(parents=True)
+        (tmp_path / "run" / "figures" / "samples.png").symlink_to("/dev/full")
+        with pytest.raises(RunError, match="figures: cannot be written: No space left on device"):
+            fit.fit(tiny(images, epochs=2), tmp_path / "run", resume=False)
+        (tmp_path / "run" / "figures" / "samples.png").unlink()
+        fit.fit(tiny(images, epochs=2), tmp_path / "run", resume=True)
+        assert_same_run(tmp_path / "run", finished)
+
     def test_a_log_on_a_full_disk_is_said(self, tmp_path: Path) -> None:
         (tmp_path / "log.jsonl").symlink_to("/dev/full")
         full = EventLog(tmp_path / "log.jsonl")

@@ -56,8 +56,8 @@ On the {scores["images"]:,.0f} held-out images, at beta = 1, with one posterior 
 |---|---|---|
 | `encoder.onnx` | `images` uint8 [N, {height}, {width}, {channels}]{_labels(manifest)} \
 | `mean`, `logvar` float32 [N, {latent_dim}] |
-| `decoder.onnx` | `latents` float32 [N, {latent_dim}]{_labels(manifest)} | `images` uint8 and `mean` float32 in [0, 1], \
-[N, {height}, {width}, {channels}] |
+| `decoder.onnx` | `latents` float32 [N, {latent_dim}]{_labels(manifest)} \
+| `images` uint8 and `mean` float32 in [0, 1], [N, {height}, {width}, {channels}] |
 {_prior_rows(manifest)}\
 
 `latentry serve --models DIR`, where DIR holds `{manifest.name}/{manifest.version}/`, serves it over gRPC. Any ONNX \
@@ -125,8 +125,8 @@ def _about_draws(manifest: Manifest) -> str:
     densities = f"{prior.held_out_log_density:.1f} nats against {prior.normal_log_density:.1f}"
     if prior.learnt:
         return (
-            "Its prior was learnt with it: draw latents with `prior.onnx`, as\n`latentry serve` does. N(0, I) is not its "
-            f"prior (log p(z) of held-out latents: {densities})."
+            "Its prior was learnt with it: draw latents with `prior.onnx`, as\n`latentry serve` does; "
+            f"N(0, I) does not fit (log p(z) of held-out latents: {densities})."
         )
     return (
         f"Draws from N(0, I) are less sharp than those from `prior.onnx`, a {prior.kind}\nfitted to what was encoded "

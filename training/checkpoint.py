@@ -8,6 +8,7 @@ falls back to the one before. Knows nothing of what is inside.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import pickle
@@ -81,6 +82,14 @@ def read(path: Path) -> dict[str, Any]:
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path}: not a checkpoint: {error}") from error
     return state
+
+
+def is_whole(path: Path) -> bool:
+    """Whether `path` is there and holds what `write` wrote."""
+    with contextlib.suppress(CheckpointError):
+        read(path)
+        return True
+    return False
 
 
 def _paths(folder: Path) -> list[Path]:

@@ -141,9 +141,9 @@ class _Run:
         if not self.first:
             return
         grids = self._score(epoch + 1)
-        self._save()
-        if self.config.run.snapshots:
+        if self.config.run.snapshots:  # before the checkpoint: a run that stops in between comes by here again
             snapshots.keep(self.folder, epoch + 1, self.training.average.model)
+        self._save()
         self._draw(grids)
 
     def _solve(self) -> None:
@@ -220,7 +220,7 @@ class _Run:
     def _fit_prior(self) -> None:
         """Fit the prior that the config asks for, unless the run has it already."""
         path = self.folder / run.PRIOR
-        if self.config.prior.fit == "none" or path.exists():
+        if self.config.prior.fit == "none" or checkpoint.is_whole(path):
             return
         model = self.training.average.model
         calibrate(model, self.dataset.train.spread(trained.CALIBRATION_IMAGES))
