@@ -139,13 +139,15 @@ def config_of(args: argparse.Namespace) -> Config:
     config = config_file.read_preset(args.preset)
     wanted = {"precision": args.precision, "device": args.device, "batch_size": args.batch_size, "epochs": 1000}
     run = {name: value for name, value in wanted.items() if value is not None}
-    kind = args.model or config.model.kind
-    return replace(config, model=replace(config.model, kind=kind), run=replace(config.run, **run))
+    hidden = tuple(map(int, args.hidden.split(","))) if args.hidden else config.model.hidden
+    model = replace(config.model, kind=args.model or config.model.kind, hidden=hidden)
+    return replace(config, model=model, run=replace(config.run, **run))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="fashion")
     parser.add_argument("--model", help="another kind than the preset's")
+    parser.add_argument("--hidden", metavar="N,N", help="layers of a dense model")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--device", default="cpu")
