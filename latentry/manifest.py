@@ -138,8 +138,10 @@ class Manifest:
             _want(
                 PRIOR_FILE in self.files, "files", sorted(self.files), f"{PRIOR_FILE} among them, as there is a prior"
             )
-            dim = self.prior.noise_dim
-            _want(1 <= dim <= 4 * MAX_LATENT_DIM, "prior.noise_dim", dim, f"1 to {4 * MAX_LATENT_DIM}")
+            kinds = (FLOW, "mixture", "second-stage")
+            _want(self.prior.kind in kinds, "prior.kind", self.prior.kind, " or ".join(kinds))
+            dim, most = self.prior.noise_dim, 2 * self.latent_dim + 1
+            _want(1 <= dim <= most, "prior.noise_dim", dim, f"1 to {most}, for {self.latent_dim} latents")
         for name, direction in self.attributes.items():
             self._check_latent_vector(f"attributes.{name}", direction)
 

@@ -49,7 +49,8 @@ class Limits:
 
 def limits_of(manifest: Manifest, max_request_items: int) -> Limits:
     """Limits that follow from a model's size: float32 images and latents of `max_items` items fit into a message."""
-    item_bytes = 4 * (int(np.prod(manifest.image_shape)) + 2 * manifest.latent_dim)
+    noise_dim = 0 if manifest.prior is None else manifest.prior.noise_dim
+    item_bytes = 4 * (int(np.prod(manifest.image_shape)) + 2 * max(manifest.latent_dim, noise_dim))
     max_items = max(1, min(max_request_items, (MAX_MESSAGE - _MESSAGE_OVERHEAD) // item_bytes))
     return Limits(max_items, max(_MIN_MESSAGE, max_items * item_bytes + _MESSAGE_OVERHEAD))
 
@@ -112,7 +113,10 @@ class Model:
         """Latents of the model's prior, float32 [N, Z], made of standard normal noise [N, `noise_dim`]."""
         if PRIOR not in self.batchers:
             return noise
-        return (await self._submit(PRIOR, noise, _LATENTS, deadline))["latents"]
+        drawn = (await self._submit(PRIOR, noise, _LATENTS, deadline))["latents"]
+        if not np.isfinite(drawn).all():
+            raise ValueError(f"{self.manifest.name}: its prior gave latents that are not finite")
+        return drawn
 
     async def encode(self, images: Array, deadline: float | None) -> tuple[Float32s, Float32s]:
         """uint8 [N, H, W, C] to the mean and logvar of q(z|x), float32 [N, Z] each."""

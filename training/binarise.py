@@ -18,7 +18,8 @@ def binarise(pixels: NDArray[np.uint8], how: str) -> NDArray[np.uint8]:
     """`pixels` uint8 (N, H, W, C) as 0 and 255.
 
     dynamic     each pixel is white with its grey value as probability: one draw of `np.random.RandomState(777)` over
-                the whole array in order, as VampPrior does (Tomczak & Welling 2018)
+                the whole array in order. The seed is that of VampPrior's code (Tomczak & Welling 2018), which draws
+                its validation images from the same stream first, so that its test images are another draw
     threshold   white from half grey upwards
     none        as they are, which must be 0 and 255 already
 

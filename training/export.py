@@ -86,6 +86,8 @@ def publish(destination: Path, files: Mapping[str, bytes], *, overwrite: bool = 
 
     Raises `ExportError` if the disk says no, or if `destination` has come to be meanwhile; nothing changes then.
     """
+    if destination.is_symlink():
+        raise ExportError(f"{destination}: got a link, wanted a folder or nothing; nothing was published")
     made = [folder for folder in (destination.parent, destination.parent.parent) if not folder.exists()]
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)

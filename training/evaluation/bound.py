@@ -38,8 +38,12 @@ class Scored:
 
     def first(self, n: int) -> Scored:
         """The first `n` of them."""
-        labels = None if self.labels is None else self.labels[:n]
-        return Scored(self.observed[:n], self.mean[:n], self.logvar[:n], labels)
+        return self.take(np.arange(min(n, len(self))))
+
+    def take(self, chosen: NDArray[np.intp]) -> Scored:
+        """Those at `chosen`."""
+        labels = None if self.labels is None else self.labels[chosen]
+        return Scored(self.observed[chosen], self.mean[chosen], self.logvar[chosen], labels)
 
     def __len__(self) -> int:
         return len(self.observed)

@@ -100,6 +100,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     _check(args)
     _check(args)
     manifest, graphs, parts, about = (_of_folder if _is_model(args.model) else _of_run)(args)
+    # figures in a card are taken for those of all test images, so that only these may stand there
+    if args.record and (parts.warning or args.images is not None or args.part != "test"):
+        why = parts.warning or f"--images {args.images}, --part {args.part}"
+        raise ConfigError(f"--record: got {why}; wanted all test images that the model was published with")
     if parts.warning:
         print(f"latentry: warning: {parts.warning}", file=sys.stderr)
     _write(args, manifest, _measured(args, manifest, graphs, parts, about), parts)

@@ -23,6 +23,7 @@ from training.evaluation.throughput import throughput
 from training.progress import Progress, say
 
 _MOST = 10_000  # images that neighbours, aggregates and distances are measured on: some of it grows as the square
+_FEW_EFFECTIVE = 0.05  # of k
 _LONG_S = 60.0
 _LEAST = 10  # images: statistics of fewer say nothing
 _NORMAL = "N(0, I)"
@@ -152,7 +153,12 @@ def _bound(subject: Subject, rate: float) -> Section:
         figures |= {name: mean, f"{name}_standard_error": error}
         figures[f"{name}_effective_samples"] = float(each.effective_samples.mean())
     figures[f"bound_k{k}_images"] = float(len(scored))
-    return Section("Importance-weighted bound of log p(x), nats for each image", figures)
+    notes = []
+    if len(scored) < len(subject.scored):
+        notes.append(f"the first {len(scored):,} of {len(subject.scored):,} images, whose ELBO may be another")
+    if figures[f"bound_k{k}_effective_samples"] < _FEW_EFFECTIVE * k:
+        notes.append("few effective samples: the posterior fits badly, and more draws would raise the bound")
+    return Section("Importance-weighted bound of log p(x), nats for each image", figures, notes=notes)
 
 
 def _images(subject: Subject) -> Section:
@@ -161,7 +167,7 @@ def _images(subject: Subject) -> Section:
 
 
 def _latents(subject: Subject) -> Section:
-    scored = subject.scored.first(_MOST)
+    scored = subject.scored.take(_spread(len(subject.scored), _MOST))
     whole = latents.aggregate(scored.mean, scored.logvar, subject.options.seed)
     prior = next(iter(subject.priors.values()))
     log_prior = prior(whole.z.float().to(subject.graphs.device)).cpu()
@@ -184,12 +190,16 @@ def _latents(subject: Subject) -> Section:
 def _accuracies(subject: Subject, notes: list[str]) -> dict[str, float]:
     """What the latents tell of the classes, if there are any."""
     train, labels = subject.parts.train, subject.labels
+    if subject.parts.scored is train:
+        notes.append("no accuracies: these are the images that they would be fitted to")
+        return {}
     if train is None or train.labels is None or labels is None or len(np.unique(train.labels)) < 2:
         notes.append("no accuracies: they need training images of several classes")
         return {}
     chosen = _spread(len(train), _MOST)
     known = subject.encode(subject.observe(train.pixels[chosen]), train.labels[chosen]).mean
-    test, truth = subject.scored.mean[:_MOST], labels[:_MOST]
+    scored = _spread(len(subject.scored), _MOST)
+    test, truth = subject.scored.mean[scored], labels[scored]
     return {
         "neighbour_accuracy": latents.neighbour_accuracy(known, train.labels[chosen], test, truth),
         "probe_accuracy": latents.probe_accuracy(known, train.labels[chosen], test, truth),
@@ -202,14 +212,19 @@ def _spread(n: int, most: int) -> NDArray[np.intp]:
 
 
 def _samples(subject: Subject) -> Section:
-    title, train, real = "Samples beside held-out images", subject.parts.train, subject.pixels[:_MOST]
+    title, train, shown = "Samples beside held-out images", subject.parts.train, _spread(len(subject.pixels), _MOST)
+    real = subject.pixels[shown]
     if train is None or len(real) < max(_LEAST, distances.LEAST_IMAGES) or len(train) < _LEAST:
         return Section(title, notes=[f"left out: they need training images, and {_LEAST} of each part"])
-    seed, labels = subject.options.seed, None if subject.given is None else subject.given[: len(real)]
+    seed, labels = subject.options.seed, None if subject.given is None else subject.given[shown]
     network = features.train(train.pixels, train.labels, seed)
-    fake = {"": images.samples(subject.graphs, len(real), labels, seed, fitted=False)}
-    if subject.graphs.has_prior:
-        fake["_own_prior"] = images.samples(subject.graphs, len(real), labels, seed, fitted=True)
+    about = subject.graphs.manifest.prior
+    if about is not None and about.learnt:  # N(0, I) is no prior of this model's
+        fake = {"": images.samples(subject.graphs, len(real), labels, seed, fitted=True)}
+    else:
+        fake = {"": images.samples(subject.graphs, len(real), labels, seed, fitted=False)}
+        if subject.graphs.has_prior:
+            fake["_own_prior"] = images.samples(subject.graphs, len(real), labels, seed, fitted=True)
     note = f"in {features.WIDTH} features of a classifier of our own, which tells {network.task}; {len(real):,} of each"
     return Section(title, images.compare(network, real, fake), notes=[note])
 

@@ -25,12 +25,14 @@ def record(folder: Path, measured: Manifest, figures: Mapping[str, float]) -> No
     then it is as it was.
     """
     before = manifests.read(folder).manifest
-    for graph in (manifests.ENCODER_FILE, manifests.DECODER_FILE):
-        if before.files[graph] != measured.files[graph]:
+    for graph in (manifests.ENCODER_FILE, manifests.DECODER_FILE, manifests.PRIOR_FILE, manifests.DENSITY_FILE):
+        if before.files.get(graph) != measured.files.get(graph):
             raise ExportError(f"{folder}: {graph} is another than was measured; nothing was recorded")
+    if (before.likelihood, before.prior) != (measured.likelihood, measured.prior):
+        raise ExportError(f"{folder}: likelihood or prior is another than was measured; nothing was recorded")
     files = _files(folder)
     kept = _exported(before)
-    added = {name: value for name, value in figures.items() if name not in kept}
+    added = {name: value for name, value in figures.items() if name.removesuffix(ERROR) not in kept}
     after = replace(before, evaluation={**before.evaluation, **added})
     if manifests.CARD_FILE in files:
         card = with_section(files[manifests.CARD_FILE].decode("utf-8", "replace"), after)
