@@ -208,6 +208,24 @@ class TestRecord:
         assert f"| bound_k4 | {bound:.2f} ± " in text
         assert "| bound_k3 |" in text
 
+    @pytest.mark.parametrize("part", [["--images", "5"], ["--part", "train"]], ids=lambda flags: flags[0])
+    def test_figures_of_some_images_are_not_recorded(
+        self, folder: Path, images: Path, part: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        before = (folder / "manifest.json").read_bytes()
+        assert evaluate(folder, "--data", images, "--quick", "--record", *part) == 2
+        assert "wanted all test images" in capsys.readouterr().err
+        assert (folder / "manifest.json").read_bytes() == before
+
+    def test_a_folder_behind_a_link_is_left_alone(self, folder: Path, images: Path, tmp_path: Path) -> None:
+        link = tmp_path / "linked" / folder.parent.name / folder.name
+        link.parent.mkdir(parents=True)
+        link.symlink_to(folder)
+        before = (folder / "manifest.json").read_bytes()
+        assert evaluate(link, "--data", images, "--quick", "--record") == 2
+        assert link.is_symlink()
+        assert (folder / "manifest.json").read_bytes() == before
+
     def test_a_model_that_was_replaced_meanwhile_is_left_alone(self, folder: Path, model: GaussianModel) -> None:
         before = _files(folder)
         other = replace(model.manifest, files={**model.manifest.files, "decoder.onnx": "0" * 64})

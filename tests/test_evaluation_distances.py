@@ -60,6 +60,15 @@ class TestKernel:
         assert 0 < error < 0.1
         assert abs(near) < far / 5
 
+    def test_the_order_of_the_images_makes_no_difference_to_speak_of(self) -> None:
+        """Folders of classes come class by class, so that a stretch of such a set is one class."""
+        rng = np.random.default_rng(3)
+        classes = np.repeat(np.arange(4), 750)
+        real, fake = (rng.standard_normal((3000, 8)) + 3 * classes[:, None] for _ in range(2))
+        shuffled, error = distances.kernel(real[rng.permutation(3000)], fake[rng.permutation(3000)])
+        in_order, _ = distances.kernel(real, fake[rng.permutation(3000)])
+        assert abs(in_order - shuffled) < 5 * error
+
     def test_one_subset_has_no_error(self) -> None:
         assert np.isnan(distances.kernel(RNG.normal(size=(50, 4)), RNG.normal(size=(60, 4)))[1])
 
