@@ -75,9 +75,20 @@ def make(seed: int = 0) -> GaussianModel:
     logvar = np.log(1.3 * np.diag(covariance))
     shift = 0.1
     files = {ENCODER_FILE: _encoder(b, w, shift, logvar), DECODER_FILE: _decoder(b, u)}
+    about = Manifest("linear", 1, SHAPE, Z, Likelihood("gaussian", {"sigma": SIGMA}), dict.fromkeys(files, "0" * 64))
+    files = described(files, about)
     digests = {name: sha256(data) for name, data in files.items()}
-    likelihood = Likelihood("gaussian", {"sigma": SIGMA})
-    return GaussianModel(b, u, w, shift, logvar, files, Manifest("linear", 1, SHAPE, Z, likelihood, digests))
+    return GaussianModel(b, u, w, shift, logvar, files, replace(about, files=digests))
+
+
+def described(files: dict[str, bytes], about: Manifest) -> dict[str, bytes]:
+    """The graphs, saying of themselves what the manifest says."""
+    named = {}
+    for name, data in files.items():
+        proto = onnx.load_from_string(data)
+        helper.set_model_props(proto, about.graph_metadata(name.removesuffix(".onnx")))
+        named[name] = proto.SerializeToString()
+    return named
 
 
 def write(repository: Path, model: GaussianModel, **changes: Any) -> Path:
@@ -85,13 +96,16 @@ def write(repository: Path, model: GaussianModel, **changes: Any) -> Path:
     folder = repository / "linear" / "1"
     folder.mkdir(parents=True)
     manifest = replace(model.manifest, **changes)
-    for name, data in model.files.items():
+    files = described(model.files, manifest)
+    if "files" not in changes:
+        manifest = replace(manifest, files={name: sha256(data) for name, data in files.items()})
+    for name, data in files.items():
         (folder / name).write_bytes(data)
     (folder / MANIFEST_FILE).write_text(manifest.to_json())
     return folder
 
 
-LOG_PROB = log_prob_of(Likelihood("gaussian", {"sigma": SIGMA}))
+LOG_PROB = log_prob_of(Likelihood("gaussian", {"sigma": SIGMA}), 1, 0)
 
 
 def _encoder(b: Array, w: Array, shift: float, logvar: Array) -> bytes:

@@ -181,12 +181,12 @@ class TestDensities:
     def test_bernoulli_is_that_of_torch_distributions(self) -> None:
         x = (self.x > 0.5).float()
         expected = Bernoulli(self.decoded.double()).log_prob(x.double().expand_as(self.decoded)).sum((2, 3, 4))
-        got = log_prob_of(Likelihood("bernoulli"))(x, self.decoded.clone())
+        got = log_prob_of(Likelihood("bernoulli"), 1, 0)(x, self.decoded.clone())
         torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-4)
 
     def test_bernoulli_means_of_0_and_1_cost_much_and_not_all(self) -> None:
         x, decoded = torch.ones(1, 1, 1, 2, 1), torch.tensor([0.0, 1.0]).view(1, 1, 1, 2, 1)
-        got = log_prob_of(Likelihood("bernoulli"))(x, decoded)
+        got = log_prob_of(Likelihood("bernoulli"), 1, 0)(x, decoded)
         assert got.item() == pytest.approx(-24 * np.log(2), rel=1e-6)
 
     @pytest.mark.parametrize(
@@ -200,11 +200,11 @@ class TestDensities:
     )
     def test_densities_of_a_mean_are_those_of_torch_distributions(self, likelihood: Likelihood, distribution) -> None:
         expected = distribution(self.decoded).log_prob(self.x).sum((2, 3, 4))
-        torch.testing.assert_close(log_prob_of(likelihood)(self.x, self.decoded), expected, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(log_prob_of(likelihood, 1, 0)(self.x, self.decoded), expected, rtol=1e-5, atol=1e-4)
 
     def test_parameters_are_the_decoders_output_channels_last(self) -> None:
         parameters = torch.randn(3, 6, 4, 5, 4)
-        module = log_prob_of(Likelihood("gaussian-predicted"))
+        module = log_prob_of(Likelihood("gaussian-predicted"), 1, 2)
         from training.likelihood import GaussianPredicted
 
         one = GaussianPredicted().log_prob(self.x[1, :1].permute(0, 3, 1, 2), parameters[1, 2:3].permute(0, 3, 1, 2))
@@ -212,4 +212,4 @@ class TestDensities:
 
     def test_an_unknown_likelihood_is_named(self) -> None:
         with pytest.raises(ExportError, match="got cauchy"):
-            log_prob_of(Likelihood("cauchy"))
+            log_prob_of(Likelihood("cauchy"), 1, 0)

@@ -34,7 +34,9 @@ def evaluate(*arguments: object) -> int:
 
 
 class TestRun:
-    def test_its_quick_figures_are_those_of_torch_and_its_held_out_images_can_be_saved(self, tmp_path: Path) -> None:
+    def test_its_quick_figures_are_those_of_torch_and_its_held_out_images_can_be_saved(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         assert evaluate(small_run(), "--save-images", tmp_path / "held_out.npz") == 0
         with np.load(tmp_path / "held_out.npz") as arrays:
             assert arrays["images"].shape == (30, 28, 28, 1)
@@ -47,7 +49,11 @@ class TestRun:
         assert kept["psnr_db"] == pytest.approx(expected.psnr_db, abs=1e-3)
         assert kept["kl"] == pytest.approx(expected.kl, rel=1e-3)
         assert kept["active_units"] == expected.active_units
-        assert kept["elbo"] == pytest.approx(expected.elbo, abs=0.02 * abs(expected.reconstruction))
+        drawn = []
+        for seed in range(20):  # one draw of z for each image: the ELBO depends on the noise, by so much
+            monkeypatch.setattr("training.evaluate._SEED", seed)
+            drawn.append(evaluate_in_torch(source.model, source.dataset.test).elbo)
+        assert abs(kept["elbo"] - np.mean(drawn)) < 4 * np.std(drawn)
         assert not [name for name in kept if name.startswith(("bound", "pca", "frechet"))]
 
     def test_figures_cannot_be_recorded_in_it(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,4 +133,4 @@ def test_bernoulli_from_the_graphs_mean_is_bernoulli_from_logits(tmp_path: Path)
     x = (torch.rand(20, 1, 28, 28, 1) < 0.3).float()
     decoded = Graphs(about, files, "cpu").decode(z).view(20, 1, 28, 28, 1)
     expected = source.model.likelihood.log_prob(x[:, 0].permute(0, 3, 1, 2), source.model.decoder(z))
-    torch.testing.assert_close(log_prob_of(about.likelihood)(x, decoded)[:, 0], expected, atol=1e-2, rtol=1e-5)
+    torch.testing.assert_close(log_prob_of(about.likelihood, 1, 0)(x, decoded)[:, 0], expected, atol=1e-2, rtol=1e-5)

@@ -17,13 +17,22 @@ LogProb = Callable[[Tensor, Tensor], Tensor]
 _LEAST = 2.0**-24  # 1 - _LEAST is the largest float32 below 1
 
 
-def log_prob_of(likelihood: manifest.Likelihood) -> LogProb:
-    """log p(x|z) for the manifest's likelihood. Raises `ExportError` if its name or its numbers are not known.
+def log_prob_of(likelihood: manifest.Likelihood, channels: int, parameters: int) -> LogProb:
+    """log p(x|z) for the manifest's likelihood of images of so many `channels`, from a decoder that gives `parameters`
+    numbers for each pixel beside the mean, or 0.
+
+    Raises `ExportError` if its name or its numbers are not known, and `ManifestError` if the decoder is not of this
+    likelihood.
 
     What is scored is what the published graph says, in its own rounding: a Bernoulli whose mean is a float32 is still
     a distribution.
     """
     module = likelihoods.from_manifest(likelihood.name, likelihood.parameters)
+    wanted = channels * module.outputs_per_channel if module.needs_parameters else 0
+    if parameters != wanted:
+        raise manifest.ManifestError(
+            f"{manifest.DECODER_FILE}: parameters: got {parameters} a pixel, wanted {wanted} for {likelihood.name}"
+        )
     if module.name == Bernoulli.name:
         return _bernoulli
     score = module.log_prob if module.needs_parameters else module.log_prob_of_mean

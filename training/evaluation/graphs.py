@@ -50,6 +50,16 @@ class Graphs:
             self._prior.expect({"latents": (latents,)})
         if self._density:
             self._density.expect({"log_prob": ()})
+        labels = {"labels"} if manifest.classes else set()
+        self._encoder.check(manifest, {"images"} | labels)
+        self._decoder.check(manifest, {"latents"} | labels)
+        for graph, wanted in ((self._prior, {"noise"}), (self._density, {"latents"})):
+            if graph is not None:
+                graph.check(manifest, wanted)
+        if self._prior and manifest.prior and self.noise_dim != manifest.prior.noise_dim:
+            raise ManifestError(
+                f"{PRIOR_FILE}: noise: got {self.noise_dim}, the manifest says {manifest.prior.noise_dim}"
+            )
 
     @property
     def conditional(self) -> bool:
@@ -60,6 +70,19 @@ class Graphs:
     def has_parameters(self) -> bool:
         """Whether the decoder gives more than the mean of p(x|z)."""
         return "parameters" in self._decoder.outputs
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers for each pixel the decoder gives beside the mean; 0 if there are none."""
+        if not self.has_parameters:
+            return 0
+        height, width, _ = self.manifest.image_shape
+        got = tuple(self._decoder.outputs["parameters"])
+        if len(got) != 3 or got[:2] != (height, width) or not isinstance(got[2], int):
+            raise ManifestError(
+                f"{DECODER_FILE}: parameters: got {list(got)}, wanted [{height}, {width}, a whole number]"
+            )
+        return got[2]
 
     @property
     def has_prior(self) -> bool:
@@ -163,6 +186,16 @@ class Graph:
         if not shape or len(shape) != 1 or not isinstance(shape[0], int):
             raise ManifestError(f"{self._name}: {name}: got shape {shape}, wanted [N, a whole number]")
         return shape[0]
+
+    def check(self, manifest: Manifest, inputs: set[str]) -> None:
+        """Raises `ManifestError` unless the graph takes these `inputs`, and says of itself what the manifest says."""
+        if set(self.inputs) != inputs:
+            got, wanted = (", ".join(sorted(names)) or "none" for names in (set(self.inputs), inputs))
+            raise ManifestError(f"{self._name}: inputs: got {got}, wanted {wanted}")
+        said = self._session.get_modelmeta().custom_metadata_map
+        for key, value in manifest.graph_metadata(self._name.removesuffix(".onnx")).items():
+            if said.get(key) != value:
+                raise ManifestError(f"{self._name}: metadata {key}: got {said.get(key)}, the manifest says {value}")
 
     def expect(self, outputs: Mapping[str, tuple[int, ...]]) -> None:
         """Raises `ManifestError` unless each of `outputs` is there in its shape."""
