@@ -256,3 +256,24 @@ class TestCommand:
         error = capsys.readouterr().err
         assert error.startswith("latentry: error: ")
         assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("file,glasses\n\n\n", "got 2 columns and 2 rows"),
+        ("file,Eye glasses,eye-glasses\na.jpg,1,0\n", "as the manifest's figures spell it"),
+        ("file,a|b\na.jpg,1\n", "wanted printable characters"),
+        ("file," + ",".join(f"a{i}" for i in range(2000)) + "\n", "got 2000 attributes, wanted at most 1000"),
+    ],
+)
+def test_tables_that_would_mislead_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "table.csv").write_text(text + ("b.jpg" + ",1" * 2000 if "a1999" in text else ""))
+    with pytest.raises(DataError, match=said):
+        table.read(tmp_path / "table.csv")
+
+
+def test_two_rows_for_one_image_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("file,glasses\nx.jpg,0\na/x.jpg,1\n")
+    with pytest.raises(DataError, match="two rows or more for the image a/x.jpg"):
+        table.presence(table.read(tmp_path / "table.csv"), ["a/x.jpg"], 0.9, 0.05, 0.5)

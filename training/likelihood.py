@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from training.config import LIKELIHOODS
@@ -41,6 +40,9 @@ def build(name: str, *, variance: float = 1.0, link: str = "sigmoid") -> Likelih
     return {other.name: other for other in others}[name]()
 
 
+_LEAST = 1e-9  # pixel values are in [0, 1]: no scale of theirs is smaller, or larger than its inverse
+
+
 def from_manifest(name: str, parameters: Mapping[str, float]) -> Likelihood:
     """The likelihood of an exported model, in evaluation mode, from the numbers that `parameters_by_name` wrote.
 
@@ -62,6 +64,8 @@ def from_manifest(name: str, parameters: Mapping[str, float]) -> Likelihood:
 
 def _positive(parameters: Mapping[str, float], key: str) -> float:
     value = parameters.get(key)
-    if value is None or not 0 < value < math.inf:
-        raise ExportError(f"likelihood.parameters.{key}: got {value}, wanted a positive number")
+    if value is None or not _LEAST < value < 1 / _LEAST:
+        raise ExportError(
+            f"likelihood.parameters.{key}: got {value}, wanted a number from {_LEAST:g} to {1 / _LEAST:g}"
+        )
     return value

@@ -99,7 +99,8 @@ def _images(manifest: Manifest, path: str) -> Dataset:
         raise ConfigError(f"--data: {shapes}, as the model takes")
     if manifest.classes:
         data.require_labels(dataset)
-    wanted = str(manifest.provenance.get("data", {}).get("sha256"))
+    about = manifest.provenance.get("data")
+    wanted = str(about.get("sha256")) if isinstance(about, dict) else "nothing"
     if dataset.digest != wanted:
         print(
             f"latentry: warning: {path}: these are other images than {manifest.name} was trained on: got SHA-256 "

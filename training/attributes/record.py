@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ from latentry import manifest as manifests
 from latentry.manifest import Manifest, ModelFolder, sha256
 from training import export
 from training.attributes.study import Attribute
+from training.attributes.table import stem
 from training.errors import ExportError
 
 _HEADING = "## Attributes"
@@ -26,10 +26,12 @@ def record(folder: ModelFolder, found: Sequence[Attribute]) -> None:
     if now.digest != folder.digest:
         raise ExportError(f"{folder.path}: it has changed meanwhile; nothing was recorded")
     files = {name: (folder.path / name).read_bytes() for name in now.manifest.files}
+    again = tuple(f"{stem(each.name)}_" for each in found)
+    kept = {name: value for name, value in now.manifest.evaluation.items() if not name.startswith(again)}
     manifest = replace(
         now.manifest,
         attributes={**now.manifest.attributes, **{each.name: tuple(each.direction.tolist()) for each in found}},
-        evaluation={**now.manifest.evaluation, **figures(found)},
+        evaluation={**kept, **figures(found)},
     )
     if manifests.CARD_FILE in files:
         files[manifests.CARD_FILE] = with_section(files[manifests.CARD_FILE].decode("utf-8", "replace"), manifest)
@@ -40,7 +42,7 @@ def record(folder: ModelFolder, found: Sequence[Attribute]) -> None:
 
 def figures(found: Sequence[Attribute]) -> dict[str, float]:
     """All figures by the names that the manifest's evaluation has them under: attribute_eyeglasses_linear_added."""
-    return {f"{_stem(each.name)}_{name}": value for each in found for name, value in each.figures.items()}
+    return {f"{stem(each.name)}_{name}": value for each in found for name, value in each.figures.items()}
 
 
 def with_section(card: str, manifest: Manifest) -> bytes:
@@ -69,12 +71,8 @@ was right about so many held-out images, and sees what was added or removed in s
 
 
 def _row(name: str, evaluation: Mapping[str, float]) -> str:
-    stem = _stem(name)
-    judge = "picture" if f"{stem}_picture_added" in evaluation else "linear"
-    shares = [evaluation.get(f"{stem}_{judge}_{figure}", float("nan")) for figure in ("accuracy", "added", "removed")]
-    amount = evaluation.get(f"{stem}_amount", float("nan"))
+    begin = stem(name)
+    judge = "picture" if f"{begin}_picture_added" in evaluation else "linear"
+    shares = [evaluation.get(f"{begin}_{judge}_{figure}", float("nan")) for figure in ("accuracy", "added", "removed")]
+    amount = evaluation.get(f"{begin}_amount", float("nan"))
     return f"| {name} | {amount:g} | {judge} | {' | '.join(f'{share:.1%}' for share in shares)} |"
-
-
-def _stem(name: str) -> str:
-    return "attribute_" + re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import difflib
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from training.errors import DataError
 
 _MAX_NAMED = 3
+_MOST = 1000  # attributes
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +57,13 @@ def read(path: Path) -> Table:
             header, *rows = list(csv.reader(file)) or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV: {error}") from error
-    if len(header) < 2 or not rows:
+    numbered = [(line, row) for line, row in enumerate(rows, 2) if row]
+    if len(header) < 2 or not numbered:
         raise DataError(f"{path}: got {len(header)} columns and {len(rows)} rows, wanted file names and attributes")
     names = tuple(name.strip() for name in header[1:])
-    _check_unique(path, "column", names)
-    values = np.array([_numbers(path, line, row, len(header)) for line, row in enumerate(rows, 2) if row])
-    files = tuple(row[0] for row in rows if row)
+    _check_names(path, names)
+    values = np.array([_numbers(path, line, row, len(header)) for line, row in numbered])
+    files = tuple(row[0] for _, row in numbered)
     _check_unique(path, "file", files)
     return Table(path, names, files, values)
 
@@ -81,6 +84,9 @@ def presence(table: Table, images: Sequence[str], yes: float, no: float, max_mis
     line += ", ..." if len(missing) > _MAX_NAMED else ""
     if len(missing) > max_missing * len(rows) or len(missing) == len(rows):
         raise DataError(f"{table.path}: {line} (--max-missing is {max_missing:g})")
+    twice = [file for file, times in Counter(row for row in rows if row is not None).items() if times > 1]
+    if twice:
+        raise DataError(f"{table.path}: got two rows or more for the image {images[twice[0]]}, wanted one")
     has = np.full((len(images), len(table.names)), -1, np.int8)
     for index, values in zip(rows, table.values, strict=True):
         if index is not None:
@@ -95,8 +101,25 @@ def of_classes(parts: Sequence[NDArray[np.int64]], names: Sequence[str]) -> Pres
         raise DataError("attributes: got images without labels, wanted --table FILE, or images in a folder each class")
     labels = np.concatenate(parts)
     count = int(labels.max()) + 1
+    if count > _MOST:
+        raise DataError(f"attributes: got classes up to {count - 1}, wanted at most {_MOST} of them")
     called = tuple(names) if len(names) >= count else tuple(str(label) for label in range(count))
     return Presence(called, (labels[:, np.newaxis] == np.arange(len(called))).astype(np.int8))
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    if len(names) > _MOST:
+        raise DataError(f"{path}: got {len(names)} attributes, wanted at most {_MOST}")
+    for name in names:
+        if not name or not name.isprintable() or "|" in name:
+            raise DataError(f"{path}: got a column named {name!r}, wanted printable characters without |")
+    _check_unique(path, "column", names)
+    _check_unique(path, "column, as the manifest's figures spell it,", [stem(name) for name in names])
+
+
+def stem(name: str) -> str:
+    """An attribute's name as those of its figures begin."""
+    return "attribute_" + re.sub(r"\W+", "_", name.lower()).strip("_")
 
 
 def _numbers(path: Path, line: int, row: list[str], columns: int) -> list[float]:
