@@ -140,6 +140,35 @@ class TestTrain:
         assert "Traceback" not in error
 
 
+class TestResume:
+    def test_images_that_are_not_the_runs_change_nothing(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        before = (small_run() / "config.toml").read_bytes()
+        np.savez(tmp_path / "other.npz", images=fashion_images()[500:800])
+        for path, said in ((tmp_path / "nowhere.npz", "does not exist"), (tmp_path / "other.npz", "other images")):
+            assert run("train", "--out", small_run(), "--resume", "--data", path) == 2
+            assert said in capsys.readouterr().err
+            assert (small_run() / "config.toml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--cache", ""], "--cache: got ''"),
+        (["--perceptual", "laplacian"], "wanted a perceptual_weight above 0 too"),
+        (["--model", "autoencoder", "--beta", "4"], "wanted 1.0 for model.kind autoencoder"),
+        (["--model", "pca", "--samples", "5"], "wanted 1 for model.kind pca"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    assert run("train", "--data", small_set(tmp_path), "--out", tmp_path / "run", *arguments) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 class TestEvaluateAndExport:
     def test_evaluate_prints_and_keeps_the_figures(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("evaluate", small_run()) == 0

@@ -137,6 +137,7 @@ class Config:
         _check_data(self.data)
         _check_model(self.model)
         _check_objective(self.objective)
+        _check_point(self.model, self.objective)
         _choice("prior.fit", self.prior.fit, PRIOR_FITS)
         _number("prior.components", self.prior.components, 1, 10_000)
         _check_optimiser(self.optimiser)
@@ -153,6 +154,9 @@ def _check_data(data: DataConfig) -> None:
     _number("data.holdout", data.holdout, 0.001, 0.9)
     _number("data.max_bad_share", data.max_bad_share, 0, 1)
     _number("data.validation", data.validation, 0, 10**9)
+    for name in data.labels:
+        if not name or not name.isprintable() or data.labels.count(name) > 1:
+            raise ConfigError(f"data.labels: got {name!r}, wanted names of printable characters, each once")
 
 
 def _check_model(model: ModelConfig) -> None:
@@ -183,8 +187,22 @@ def _check_objective(objective: ObjectiveConfig) -> None:
         raise ConfigError(f"objective.free_bits: got {objective.free_bits}, wanted 0 with estimator {estimator}")
     if perceptual and estimator == "dreg":  # the weights on z's gradient would scale this distance's too
         raise ConfigError(f"objective.perceptual: got {perceptual}, wanted none with estimator dreg")
+    if perceptual and not objective.perceptual_weight:
+        raise ConfigError(f"objective.perceptual: got {perceptual}, wanted a perceptual_weight above 0 too")
     if objective.perceptual_weight > 0 and not perceptual:
         raise ConfigError(f"objective.perceptual_weight: got {objective.perceptual_weight}, wanted 0 if no perceptual")
+
+
+def _check_point(model: ModelConfig, objective: ObjectiveConfig) -> None:
+    """What speaks of a posterior means nothing to a model that has none, or that is solved."""
+    if model.kind not in ("autoencoder", "denoising", "linear", "pca"):
+        return
+    wanted = {"estimator": "elbo", "samples": 1, "free_bits": 0.0, "beta": 1.0}
+    for key, value in wanted.items():
+        if getattr(objective, key) != value:
+            raise ConfigError(
+                f"objective.{key}: got {getattr(objective, key)}, wanted {value} for model.kind {model.kind}"
+            )
 
 
 def _check_optimiser(optimiser: OptimiserConfig) -> None:

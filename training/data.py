@@ -22,6 +22,7 @@ from training.config import MAX_SIDE, MIN_SIDE, DataConfig
 from training.errors import DataError
 from training.images import Allocate, Images, Split, check_sides, digest, in_memory
 
+MAX_CLASSES = 10_000
 MIN_IMAGES = 2  # one to train on, one held out
 _FEW = 100
 _CHUNK = 256  # images that are looked at together
@@ -120,6 +121,10 @@ def require_labels(dataset: Dataset) -> int:
                 f"data: {dataset.name}: got no labels for the {name} images, wanted a class for each, as the model is "
                 "conditional: a subfolder for each class, `labels` in the .npz, or the IDX label files"
             )
+    if dataset.classes > MAX_CLASSES:
+        raise DataError(
+            f"data: {dataset.name}: got the label {dataset.classes - 1}, wanted at most {MAX_CLASSES} classes"
+        )
     return dataset.classes
 
 

@@ -52,7 +52,10 @@ def fit(config: Config, folder: Path, *, resume: bool) -> None:
                 _announce(dataset, training)
                 if not resume:
                     run.create(folder, config)
-            _Run(config, folder, dataset, training, resume=resume).to_the_end()
+            training_run = _Run(config, folder, dataset, training, resume=resume)
+            if resume and fabric.global_rank == 0:
+                run.moved(folder, config)
+            training_run.to_the_end()
 
 
 def _load(config: Config, fabric: Fabric) -> Dataset:
@@ -72,9 +75,12 @@ def _load(config: Config, fabric: Fabric) -> Dataset:
 
 def _check(config: Config, dataset: Dataset) -> None:
     """Raises `ConfigError` for what the images show to be out of the question, before a folder is made."""
-    batch_size = min(config.run.batch_size, len(dataset.train))
-    if config.model.kind == "dense-norm" and batch_size < 2:
-        raise ConfigError(f"run.batch_size: got {batch_size}, wanted at least 2 for model.kind dense-norm")
+    world = config.run.devices * config.run.nodes
+    share = min(config.run.batch_size, len(dataset.train)) // world
+    if not share:
+        raise DataError(f"images: got {len(dataset.train)}, wanted at least one for each of {world} processes")
+    if config.model.kind == "dense-norm" and share < 2:
+        raise ConfigError(f"run.batch_size: got {share} for each process, wanted at least 2 for model.kind dense-norm")
     most = min(len(dataset.train), dataset.train.pixels[0].size) - 1
     if config.model.kind == "pca" and config.model.latent_dim > most:
         raise ConfigError(f"model.latent_dim: got {config.model.latent_dim}, wanted at most {most} for these images")
@@ -102,8 +108,6 @@ class _Run:
         self.config, self.folder, self.dataset, self.training = config, folder, dataset, training
         self.first, world = training.fabric.global_rank == 0, training.fabric.world_size
         self.batch_size = min(config.run.batch_size, len(dataset.train)) // world * world
-        if not self.batch_size:
-            raise DataError(f"images: got {len(dataset.train)}, wanted at least one for each of {world} processes")
         self.steps_per_epoch = len(dataset.train) // self.batch_size  # what is left over comes in another epoch's order
         self.steps = self.steps_per_epoch * config.run.epochs
         if config.model.kind == "pca":
@@ -141,10 +145,10 @@ class _Run:
         if not self.first:
             return
         grids = self._score(epoch + 1)
-        if self.config.run.snapshots:  # before the checkpoint: a run that stops in between comes by here again
+        if self.config.run.snapshots:
             snapshots.keep(self.folder, epoch + 1, self.training.average.model)
-        self._save()
         self._draw(grids)
+        self._save()  # last: a run that stops before it comes by here again
 
     def _solve(self) -> None:
         """The one model that is not trained in steps."""

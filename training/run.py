@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from training import config_file, launch, lock
+from training import config_file, lock
 from training.config import Config
 from training.disk import write_atomically
 from training.errors import ConfigError, RunError
@@ -67,6 +67,14 @@ def read_config(folder: Path) -> Config:
     return config_file.read(folder / CONFIG)
 
 
+def moved(folder: Path, config: Config) -> None:
+    """Record where the run's images and their cache are now, once they have been found to be the run's own."""
+    recorded = read_config(folder)
+    here = replace(recorded, data=replace(recorded.data, path=config.data.path, cache=config.data.cache))
+    if here != recorded:
+        write_atomically(folder / CONFIG, config_file.to_toml(here).encode())
+
+
 def resumed_config(folder: Path, overrides: Mapping[str, Mapping[str, Any]]) -> Config:
     """The config to resume with: the run's own. The images may have moved, but all else must be as it was.
 
@@ -76,8 +84,6 @@ def resumed_config(folder: Path, overrides: Mapping[str, Mapping[str, Any]]) -> 
     asked = config_file.override(recorded, overrides)
     if (asked.data.path, asked.data.cache) != (recorded.data.path, recorded.data.cache):
         recorded = replace(recorded, data=replace(recorded.data, path=asked.data.path, cache=asked.data.cache))
-        if launch.is_first():
-            write_atomically(folder / CONFIG, config_file.to_toml(recorded).encode())
     here = {name: getattr(asked.run, name) for name in ("device", "devices", "nodes")}
     recorded = replace(recorded, run=replace(recorded.run, **here))
     before, after = config_file.to_dict(recorded), config_file.to_dict(asked)

@@ -36,7 +36,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _TRAIN_EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", metavar="PATH", help="the images")
-    parser.add_argument("--out", metavar="RUN", type=Path, help="the run's folder (default: runs/PRESET)")
+    parser.add_argument("--out", metavar="RUN", type=_folder, help="the run's folder (default: runs/PRESET)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in RUN from its last checkpoint")
     parser.add_argument(
         "--preset", metavar="NAME", help=f"a config that comes along: {', '.join(config_file.presets())}"
@@ -87,7 +87,8 @@ def _new(args: argparse.Namespace) -> Config:
     if args.preset and args.config:
         raise ConfigError(f"got --preset {args.preset} and --config {args.config}, wanted one of the two")
     config = config_file.read(args.config) if args.config else config_file.read_preset(args.preset or "images")
-    return config_file.override(config, _overrides(args))
+    paths = {key: _absolute(path, f"data.{key}") for key in ("path", "cache") if (path := getattr(config.data, key))}
+    return config_file.override(config_file.override(config, {"data": paths}), _overrides(args))
 
 
 def _resumed(args: argparse.Namespace, out: Path) -> Config:
@@ -106,15 +107,21 @@ def _overrides(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for flag, (section, key, *_) in _FLAGS.items():
         value = getattr(args, flag.removeprefix("--").replace("-", "_"))
         if value is not None:
-            overrides.setdefault(section, {})[key] = value
+            overrides.setdefault(section, {})[key] = _absolute(value, flag) if flag == "--cache" else value
     return overrides
 
 
-def _absolute(path: str, flag: str = "--cache") -> str:
+def _absolute(path: str, flag: str) -> str:
     """The whole path, so that a run resumes from any folder."""
     if not path or not path.isprintable():
         raise ConfigError(f"{flag}: got {path!r}, wanted a path of printable characters")
     return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 - `~nosuch` stays as it is
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("got nothing, wanted a folder")
+    return Path(text)
 
 
 def _true(_: str) -> bool:
@@ -139,7 +146,7 @@ _FLAGS: dict[str, tuple[str, str, Callable[[str], Any], str | None, str]] = {
     "--cache": (
         "data",
         "cache",
-        _absolute,
+        str,
         "DIR",
         "keep decoded pixels on the disk there, for sets larger than memory",
     ),
