@@ -124,6 +124,15 @@ class TestLearning:
             fit.fit(replace(config, model=replace(config.model, conditional=True)), tmp_path / "run", resume=False)
         assert not (tmp_path / "run").exists()
 
+    def test_a_prior_that_cannot_be_fitted_is_refused_before_training(self, images: Path, tmp_path: Path) -> None:
+        config = tiny(images)  # 270 images to train on, of which every tenth is scored
+        config = replace(
+            config, model=replace(config.model, latent_dim=250), prior=replace(config.prior, fit="mixture")
+        )
+        with pytest.raises(ConfigError, match="got mixture for 243 images"):
+            fit.fit(config, tmp_path / "run", resume=False)
+        assert not (tmp_path / "run").exists()
+
     @pytest.mark.parametrize(
         ("changed", "said"),
         [

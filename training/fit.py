@@ -69,7 +69,7 @@ def _load(config: Config, fabric: Fabric) -> Dataset:
     if config.model.conditional:
         data.require_labels(dataset)
     _check(config, dataset)
-    prior.check(config.prior, config.objective.prior != "normal", len(dataset.train), config.model.latent_dim)
+    prior.check(config.prior, config.objective.prior != "normal", prior.images_to_fit(dataset), config.model.latent_dim)
     return dataset
 
 

@@ -97,6 +97,12 @@ def check(config: PriorConfig, learnt: bool, images: int, latent_dim: int) -> No
         )
 
 
+def images_to_fit(dataset: Dataset) -> int:
+    """How many images a prior is fitted to; the others that are there to train on are scored."""
+    n = min(len(dataset.train), _MOST_DRAWS)
+    return n if dataset.validation is not None else n - len(range(min(_NTH, n) - 1, n, _NTH))
+
+
 def fit_to(model: VAE, dataset: Dataset, config: PriorConfig, seed: int) -> FittedPrior:
     """The prior that `config` asks for, fitted to `model`'s latents of the training images; leaves evaluation mode on.
 
