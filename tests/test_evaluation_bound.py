@@ -12,11 +12,12 @@ from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from latentry.manifest import Likelihood
 from training.errors import ExportError
 from training.evaluation import bound
-from training.evaluation.bound import Scored, standard_normal
+from training.evaluation.bound import Scored
 from training.evaluation.densities import log_prob_of
 from training.evaluation.graphs import Graphs
+from training.loss import log_standard_normal
 
-PRIORS = {"normal": standard_normal}
+PRIORS = {"normal": log_standard_normal}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ class TestImportanceWeighted:
         def wide(z: torch.Tensor) -> torch.Tensor:
             return Normal(0.0, np.sqrt(2)).log_prob(z).sum(1)
 
-        priors = {"normal": standard_normal, "wide": wide}
+        priors = {"normal": log_standard_normal, "wide": wide}
         scored = model.scored(images)
         both = bound.importance_weighted(model.graphs(), LOG_PROB, scored, 2000, priors, 0, nothing)
         assert abs((both["wide"].values - model.log_p(images, 2.0)).mean()) < 0.02
@@ -149,7 +150,7 @@ class TestElbo:
     def test_kl_to_another_prior_is_right_on_average(self, model: GaussianModel) -> None:
         """The same prior without its closed form."""
         scored = model.scored(model.images(3000))
-        drawn = self.elbo(model, scored, {"drawn": lambda z: standard_normal(z)}).kl["drawn"]
+        drawn = self.elbo(model, scored, {"drawn": lambda z: log_standard_normal(z)}).kl["drawn"]
         mean, error = bound.mean_and_error(drawn - self.elbo(model, scored, PRIORS).kl["normal"])
         assert 0 < error < 0.1
         assert abs(mean) < 4 * error

@@ -12,6 +12,8 @@ from training import figures
 from training.figures import Grid
 from training.trained import Trained
 
+_USE = "## Use"
+
 
 def card(manifest: Manifest) -> str:
     """README.md in Markdown: what the model is, what it was trained on, its figures, its use and its limits."""
@@ -50,7 +52,7 @@ On the {scores["images"]:,.0f} held-out images, at beta = 1, with one posterior 
 | active units | {scores["active_units"]:.0f} of {latent_dim} |
 
 {_about_likelihood(manifest)}
-## Use
+{_USE}
 
 | graph | input | outputs |
 |---|---|---|
@@ -68,6 +70,19 @@ Runtime runs the graphs alone.
 It knows images like those it was trained on, framed as they are, and smooths away what {latent_dim} numbers
 cannot hold. {_about_draws(manifest)}
 """
+
+
+def with_section(text: str, heading: str, section: str) -> str:
+    """A card with `section`, which begins with `heading`, in place of an earlier one, or else before what the model is
+    used for."""
+    start = text.find(f"{heading}\n")
+    if start >= 0:
+        end = text.find("\n## ", start + 1)
+        text = text[:start] + (text[end + 1 :] if end >= 0 else "")
+    else:
+        start = text.find(f"{_USE}\n")
+        start = len(text) if start < 0 else start
+    return text[:start] + section + text[start:]
 
 
 def preview(trained: Trained) -> bytes:

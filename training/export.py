@@ -19,6 +19,7 @@ from training import card, graphs, lock, parity, prior_graphs, trained
 from training.disk import sync_folder, write_synced
 from training.errors import ExportError
 from training.evaluate import encoded_moments, evaluate
+from training.graphs import DecoderGraph, EncoderGraph
 from training.prior_graphs import PriorGraphs
 from training.progress import say
 from training.provenance import provenance
@@ -58,11 +59,7 @@ def build(source: Trained, name: str, version: int) -> tuple[Manifest, dict[str,
     density = prior_graphs.of(source)
     draft = _draft(source, density, name, version)
     encoder, decoder = graphs.wrapped(source.model)
-    files = {
-        manifests.ENCODER_FILE: graphs.export_encoder(encoder, draft.image_shape, draft.graph_metadata("encoder")),
-        manifests.DECODER_FILE: graphs.export_decoder(decoder, draft.latent_dim, draft.graph_metadata("decoder")),
-        **({} if density is None else prior_graphs.export(density, draft)),
-    }
+    files = graph_files(encoder, decoder, density, draft)
     for file, data in files.items():
         parity.check_graph(data, file)
     measured = parity.measure(
@@ -79,6 +76,17 @@ def build(source: Trained, name: str, version: int) -> tuple[Manifest, dict[str,
     )
     files[manifests.MANIFEST_FILE] = manifest.to_json().encode()
     return manifest, files
+
+
+def graph_files(
+    encoder: EncoderGraph, decoder: DecoderGraph, density: PriorGraphs | None, about: Manifest
+) -> dict[str, bytes]:
+    """The contents of all graphs of the model folder that `about` is of."""
+    return {
+        manifests.ENCODER_FILE: graphs.export_encoder(encoder, about.image_shape, about.graph_metadata("encoder")),
+        manifests.DECODER_FILE: graphs.export_decoder(decoder, about.latent_dim, about.graph_metadata("decoder")),
+        **({} if density is None else prior_graphs.export(density, about)),
+    }
 
 
 def publish(destination: Path, files: Mapping[str, bytes], *, overwrite: bool = False) -> None:

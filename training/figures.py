@@ -23,7 +23,7 @@ _SEED = 3
 def reconstructions(model: VAE, images: Images, columns: int = 8, rows: int = 4) -> Grid:
     """Originals, each row above the row of their reconstructions."""
     device = next(model.parameters()).device
-    shown = images.take(np.linspace(0, len(images) - 1, min(len(images), columns * rows)).astype(np.intp))
+    shown = images.spread(columns * rows)
     labels = torch.from_numpy(shown.labels).to(device) if model.classes and shown.labels is not None else None
     mean, _ = model.encoder(batches.to_tensor(shown.pixels, device), labels)
     drawn = to_pixels(model.likelihood.mean(model.decoder(mean, labels)))

@@ -9,10 +9,10 @@ A flexible prior is to a diagonal posterior what an inverse autoregressive flow 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
+
+from training.loss import log_standard_normal
 
 _LOG_SCALE_LIMIT = 2.0  # of one coupling: e^2 at most, so that no step can blow up
 
@@ -30,7 +30,7 @@ class Flow(nn.Module):
         for coupling in self.couplings:
             z, change = coupling(z)
             log_det = log_det + change
-        return -0.5 * (z.square() + math.log(2 * math.pi)).sum(1) + log_det
+        return log_standard_normal(z) + log_det
 
     def latents(self, noise: Tensor) -> Tensor:
         """Draws of p(z) made of standard normal noise (N, Z)."""

@@ -48,7 +48,7 @@ class Images:
 
     def spread(self, n: int) -> Images:
         """At most `n` of the images, evenly spread over the set."""
-        return self if len(self) <= n else self.take(np.linspace(0, len(self) - 1, n).astype(np.intp))
+        return self if len(self) <= n else self.take(spread(len(self), n))
 
     def fitted(self, size: Size | None, channels: int | None, allocate: Allocate) -> Images:
         """The images at `size` (H, W) with `channels`; None leaves either as it is."""
@@ -72,6 +72,11 @@ class Split:
     sha256: str
     own: bool
     notes: tuple[str, ...] = ()
+
+
+def spread(n: int, most: int) -> NDArray[np.intp]:
+    """At most `most` of `n` indices, evenly spread, in growing order."""
+    return np.linspace(0, n - 1, min(n, most)).astype(np.intp)
 
 
 def in_memory(shape: tuple[int, ...]) -> NDArray[np.uint8]:

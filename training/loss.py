@@ -49,6 +49,11 @@ def log_normal(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     return -0.5 * ((z - mean).square() * torch.exp(-logvar) + logvar + math.log(2 * math.pi))
 
 
+def log_standard_normal(z: Tensor) -> Tensor:
+    """log N(z; 0, I) of latents z (N, Z): (N,)."""
+    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
+
+
 def importance_bound(log_weights: Tensor) -> Tensor:
     """The bound on log p(x) of S samples, log of the mean of p(x, z) / q(z|x), in nats: (S, N) -> (N,)
     (Burda et al. 2016, equation 8)."""

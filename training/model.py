@@ -20,6 +20,7 @@ from training.config import ModelConfig, ObjectiveConfig
 from training.errors import ConfigError
 from training.flow import Flow
 from training.likelihood import Likelihood
+from training.loss import log_standard_normal
 from training.networks import Decoder, Encoder
 from training.networks.dropout import Dropout
 from training.networks.posterior import LOGVAR_LIMIT, POINT_LOGVAR
@@ -93,7 +94,7 @@ class VAE(nn.Module):
         """log p(z) in nats for z (M, Z): (M,)."""
         if self.prior is not None:
             return self.prior.log_prob(z)
-        return -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
+        return log_standard_normal(z)
 
 
 def reparameterize(mean: Tensor, logvar: Tensor, generator: torch.Generator) -> Tensor:
@@ -137,10 +138,10 @@ def _networks(
     if config.kind in _LINEAR:
         return networks.LinearEncoder(shape, config.latent_dim), networks.LinearDecoder(shape, config.latent_dim)
     if config.kind == "conv":
-        encoder: Encoder = networks.ConvEncoder(shape, config, classes)
+        encoder: Encoder = networks.residual_encoder(shape, config, classes)
         return encoder, networks.ConvDecoder(shape, config, classes, outputs_per_channel)
     if config.kind == "plain":
-        encoder = networks.PlainEncoder(shape, config, classes)
+        encoder = networks.plain_encoder(shape, config, classes)
         return encoder, networks.PlainDecoder(shape, config, classes, outputs_per_channel)
     norm = config.kind == "dense-norm"
     encoder = networks.DenseEncoder(shape, config, classes, norm=norm, gives_point=config.kind in _POINTS)

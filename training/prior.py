@@ -23,7 +23,7 @@ from training.config import PRIOR_FITS, PriorConfig
 from training.data import Dataset
 from training.errors import CheckpointError, ConfigError, RunError
 from training.images import Images
-from training.loss import log_normal
+from training.loss import log_standard_normal
 from training.mixture import Density, Mixture, fit_mixture
 from training.model import VAE
 from training.progress import Progress, say
@@ -143,7 +143,7 @@ def aggregate_posterior(model: VAE, images: Images, generator: torch.Generator) 
 def score(prior: Mixture | SecondStage | None, z: Tensor, seed: int) -> float:
     """The mean log-density of latents z (N, Z) in nats; for a second stage a bound from below, for None N(0, I)'s."""
     if prior is None:
-        return log_normal(z, torch.zeros(()), torch.zeros(())).sum(1).double().mean().item()
+        return log_standard_normal(z).double().mean().item()
     if isinstance(prior, SecondStage):
         return prior.log_prob_bound(z, _IMPORTANCE_SAMPLES, torch.Generator().manual_seed(seed)).double().mean().item()
     return torch.cat([prior.log_prob(part) for part in torch.split(z, _SCORED)]).double().mean().item()

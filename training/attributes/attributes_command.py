@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentry import manifest as manifests
-from latentry.manifest import DECODER_FILE, ENCODER_FILE, Manifest, ManifestError
+from latentry.manifest import DECODER_FILE, ENCODER_FILE, Manifest
 from training.attributes import table
-from training.errors import ConfigError, TrainingError
+from training.errors import ConfigError
+from training.outcome import outcome
 
 if TYPE_CHECKING:
     from training.attributes.study import Attribute
     from training.data import Dataset
-
-EXIT_FAILED = 2
-EXIT_INTERRUPTED = 130
 
 _EPILOG = """\
 examples:
@@ -56,15 +54,7 @@ def add_attributes_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_attributes(args: argparse.Namespace) -> int:
     """`latentry attributes`: estimate, test, print, and write all of it at the end."""
-    try:
-        _attributes(args)
-    except (TrainingError, ManifestError) as error:
-        print(f"latentry: error: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("\nStopped; nothing was written.", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return 0
+    return outcome(lambda: _attributes(args), lambda: "Stopped; nothing was written.")
 
 
 def _attributes(args: argparse.Namespace) -> None:

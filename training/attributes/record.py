@@ -7,13 +7,12 @@ from dataclasses import replace
 
 from latentry import manifest as manifests
 from latentry.manifest import Manifest, ModelFolder, sha256
-from training import export
+from training import card, export
 from training.attributes.study import Attribute
 from training.attributes.table import stem
 from training.errors import ExportError
 
 _HEADING = "## Attributes"
-_BEFORE = "## Use"
 
 
 def record(folder: ModelFolder, found: Sequence[Attribute]) -> None:
@@ -45,15 +44,8 @@ def figures(found: Sequence[Attribute]) -> dict[str, float]:
     return {f"{stem(each.name)}_{name}": value for each in found for name, value in each.figures.items()}
 
 
-def with_section(card: str, manifest: Manifest) -> bytes:
+def with_section(text: str, manifest: Manifest) -> bytes:
     """The model card with the section on the attributes, in place of an earlier one."""
-    start = card.find(f"{_HEADING}\n")
-    if start >= 0:
-        end = card.find("\n## ", start + 1)
-        card = card[:start] + (card[end + 1 :] if end >= 0 else "")
-    else:
-        start = card.find(f"{_BEFORE}\n")
-        start = len(card) if start < 0 else start
     rows = "\n".join(_row(name, manifest.evaluation) for name in sorted(manifest.attributes))
     section = f"""\
 {_HEADING}
@@ -67,7 +59,7 @@ was right about so many held-out images, and sees what was added or removed in s
 {rows}
 
 """
-    return (card[:start] + section + card[start:]).encode()
+    return card.with_section(text, _HEADING, section).encode()
 
 
 def _row(name: str, evaluation: Mapping[str, float]) -> str:

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING
 from latentry.manifest import MANIFEST_FILE
 from training import run
 from training.disk import write_atomically
-from training.errors import ConfigError, RunError, TrainingError
+from training.errors import ConfigError, RunError
+from training.outcome import outcome
 
 if TYPE_CHECKING:
     from training.drawing.catalogue import Picture
     from training.drawing.subject import Subject
-
-EXIT_FAILED = 2
-EXIT_INTERRUPTED = 130
 
 NAMES = (
     "reconstructions, samples, prior-samples, interpolations, traversals, classes, style-transfer, scatter, manifold, "
@@ -31,7 +29,7 @@ examples:
 
 Pictures: {NAMES}.
 scatter, manifold and their animations are of models with 2 latents; the animations need a run that was trained with
-`snapshots = true` in [run]; classes and style-transfer are of conditional models. What cannot be drawn is left out with
+--snapshots; classes and style-transfer are of conditional models. What cannot be drawn is left out with
 a word.
 """
 
@@ -51,15 +49,7 @@ def add_draw_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_draw(args: argparse.Namespace) -> int:
     """`latentry draw`: write pictures of a model; returns the exit status."""
-    try:
-        _draw(args)
-    except TrainingError as error:
-        print(f"latentry: error: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("\nStopped; the pictures that were named are whole.", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return 0
+    return outcome(lambda: _draw(args), lambda: "Stopped; the pictures that were named are whole.")
 
 
 def _draw(args: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from training.drawing.canvas import labelled
 from training.drawing.subject import Encoded, Labels, Latents, Subject, chosen_classes, decode_all, encoded
 from training.figures import Grid, tile
+from training.images import spread
 
 _SEED = 3
 _SIDE = 8
@@ -22,8 +23,7 @@ _MOST_TRAVERSED = 64
 def reconstructions(subject: Subject) -> Grid:
     """Held-out images, each row above the row of what the model makes of them."""
     assert subject.pixels is not None  # noqa: S101
-    n = len(subject.pixels)
-    chosen = np.linspace(0, n - 1, min(n, _SIDE * 4)).astype(np.intp)
+    chosen = spread(len(subject.pixels), _SIDE * 4)
     originals, labels = subject.pixels[chosen], _taken(subject, chosen)
     again = decode_all(subject, subject.encode(originals, labels)[0], labels)
     pairs = [part[start : start + _SIDE] for start in range(0, len(chosen), _SIDE) for part in (originals, again)]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.binarise import binarise
+from training.images import spread
 
 Pixels = NDArray[np.uint8]  # (N, H, W, C)
 Latents = NDArray[np.float32]  # (N, Z)
@@ -88,7 +89,7 @@ class Encoded:
 def encoded(subject: Subject) -> Encoded:
     """The held-out images of `subject`, which must have some, through its encoder; `_ENCODED` of them at most."""
     assert subject.pixels is not None  # noqa: S101 - the catalogue leaves out what needs images where there are none
-    chosen = np.linspace(0, len(subject.pixels) - 1, min(len(subject.pixels), _ENCODED)).astype(np.intp)
+    chosen = spread(len(subject.pixels), _ENCODED)
     labels = None if subject.labels is None else subject.labels[chosen]
     parts = [
         subject.encode(subject.pixels[chosen[start : start + _BATCH]], _part(labels, start))

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from training.images import spread
 from training.progress import Progress
 
 _MOST_IMAGES = 20_000
@@ -70,7 +71,7 @@ def _squares(x: Tensor, encoder: Tensor, decoder: Tensor) -> float:
 
 def _chosen(train: NDArray[np.uint8]) -> NDArray[np.uint8]:
     most = min(_MOST_IMAGES, max(2, _MOST_VALUES // math.prod(train.shape[1:])))
-    chosen: NDArray[np.uint8] = train[np.unique(np.linspace(0, len(train) - 1, most).astype(int))]
+    chosen: NDArray[np.uint8] = train[spread(len(train), most)]
     return chosen
 
 

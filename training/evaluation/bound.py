@@ -17,6 +17,7 @@ from torch import Tensor
 
 from training.evaluation.densities import LogProb
 from training.evaluation.graphs import Graphs
+from training.loss import kl_by_latent, log_standard_normal
 
 Prior = Callable[[Tensor], Tensor]
 """z (M, Z) -> log p(z) in nats, (M,)."""
@@ -77,15 +78,9 @@ class Draws:
     log_posterior: Tensor
 
 
-def standard_normal(z: Tensor) -> Tensor:
-    """log N(z; 0, I) in nats: (M,)."""
-    return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
-
-
 def kl_per_latent(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mean, exp(logvar)) ‖ N(0, 1)) of each latent of each image, (N, Z) (Kingma & Welling 2013, appendix B)."""
-    mean, logvar = mean.double(), logvar.double()
-    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
+    """KL(N(mean, exp(logvar)) ‖ N(0, 1)) of each latent of each image, (N, Z), in float64."""
+    return kl_by_latent(mean.double(), logvar.double())
 
 
 def mean_and_error(values: Floats) -> tuple[float, float]:
@@ -104,8 +99,8 @@ def elbo(
         reconstruction[draws.rows] = draws.log_likelihood[:, 0].cpu()
         for name, prior in priors.items():
             kl[name][draws.rows] = (draws.log_posterior - _log_prior(prior, draws))[:, 0].cpu()
-    if standard_normal in priors.values():
-        name = next(name for name, prior in priors.items() if prior is standard_normal)
+    if log_standard_normal in priors.values():
+        name = next(name for name, prior in priors.items() if prior is log_standard_normal)
         kl[name] = kl_per_latent(images.mean, images.logvar).sum(1).numpy()
     return Elbo(reconstruction, kl)
 

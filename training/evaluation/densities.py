@@ -10,11 +10,10 @@ from torch import Tensor
 from latentry import manifest
 from training import likelihood as likelihoods
 from training.likelihood import Bernoulli
+from training.likelihoods.bernoulli import RESOLUTION
 
 LogProb = Callable[[Tensor, Tensor], Tensor]
 """x (B, 1, H, W, C) in [0, 1], decoded (B, S, H, W, ...) -> log p(x|z) in nats, (B, S). `decoded` is used up."""
-
-_LEAST = 2.0**-24  # 1 - _LEAST is the largest float32 below 1
 
 
 def log_prob_of(likelihood: manifest.Likelihood, channels: int, parameters: int) -> LogProb:
@@ -51,7 +50,7 @@ def _bernoulli(x: Tensor, mean: Tensor) -> Tensor:
     """As `Bernoulli.log_prob_of_mean`, with one logarithm for each pixel in place of two: of the probability of what
     is seen."""
     seen = torch.where(x > 0.5, mean, 1 - mean)
-    return seen.clamp_(_LEAST, 1 - _LEAST).log_().flatten(2).sum(2)
+    return seen.clamp_(RESOLUTION, 1 - RESOLUTION).log_().flatten(2).sum(2)
 
 
 def _channels_first(images: Tensor) -> Tensor:

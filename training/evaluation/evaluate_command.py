@@ -98,7 +98,6 @@ def _is_model(path: Path) -> bool:
 
 def _evaluate(args: argparse.Namespace) -> None:
     _check(args)
-    _check(args)
     manifest, graphs, parts, about = (_of_folder if _is_model(args.model) else _of_run)(args)
     # figures in a card are taken for those of all test images, so that only these may stand there
     if args.record and (parts.warning or args.images is not None or args.part != "test"):

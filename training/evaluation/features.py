@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.images import spread
 from training.progress import Progress
 
 WIDTH = 64  # numbers that an image is described by
@@ -42,7 +43,7 @@ class Features:
 
 def train(pixels: NDArray[np.uint8], labels: NDArray[np.int64] | None, seed: int) -> Features:
     """A network that has learnt the classes of images, uint8 (N, H, W, C); in a minute or so."""
-    chosen = np.unique(np.linspace(0, len(pixels) - 1, _MOST_IMAGES).astype(int))
+    chosen = spread(len(pixels), _MOST_IMAGES)
     if labels is not None and _tell_apart(labels[chosen]):
         classes, targets = np.unique(labels[chosen], return_inverse=True)
         task, images = f"{len(classes)} classes", pixels[chosen]

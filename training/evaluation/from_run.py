@@ -6,7 +6,7 @@ The export's gate, card and pictures, and its pass over all training images, cos
 from __future__ import annotations
 
 from latentry.manifest import DECODER_FILE, ENCODER_FILE, PRIOR_FILE, Likelihood, Manifest
-from training import graphs, prior_graphs
+from training import export, graphs, prior_graphs
 from training.trained import Trained
 
 _NAME, _VERSION = "run", 1
@@ -27,9 +27,4 @@ def in_memory(source: Trained) -> tuple[Manifest, dict[str, bytes]]:
         classes=source.model.classes,
         prior=None if density is None else density.about,
     )
-    encoder, decoder = graphs.wrapped(source.model)
-    files = {
-        ENCODER_FILE: graphs.export_encoder(encoder, about.image_shape, about.graph_metadata("encoder")),
-        DECODER_FILE: graphs.export_decoder(decoder, about.latent_dim, about.graph_metadata("decoder")),
-    }
-    return about, files if density is None else files | prior_graphs.export(density, about)
+    return about, export.graph_files(*graphs.wrapped(source.model), density, about)

@@ -20,6 +20,8 @@ from training.evaluation.graphs import Graphs
 from training.evaluation.held_out import Parts
 from training.evaluation.report import Section
 from training.evaluation.throughput import throughput
+from training.images import spread
+from training.loss import log_standard_normal
 from training.progress import Progress, say
 
 _MOST = 10_000  # images that neighbours, aggregates and distances are measured on: some of it grows as the square
@@ -109,8 +111,8 @@ def _priors(graphs: Graphs) -> dict[str, Prior]:
     if about is not None and about.kind == "flow":
         return {about.kind: graphs.log_density}
     if about is None or not graphs.has_density:
-        return {_NORMAL: bound.standard_normal}
-    return {_NORMAL: bound.standard_normal, about.kind: graphs.log_density}
+        return {_NORMAL: log_standard_normal}
+    return {_NORMAL: log_standard_normal, about.kind: graphs.log_density}
 
 
 def _suffix(subject: Subject, prior: str) -> str:
@@ -169,7 +171,7 @@ def _images(subject: Subject) -> Section:
 
 
 def _latents(subject: Subject) -> Section:
-    scored = subject.scored.take(_spread(len(subject.scored), _MOST))
+    scored = subject.scored.take(spread(len(subject.scored), _MOST))
     whole = latents.aggregate(scored.mean, scored.logvar, subject.options.seed)
     prior = next(iter(subject.priors.values()))
     log_prior = prior(whole.z.float().to(subject.graphs.device)).cpu()
@@ -198,9 +200,9 @@ def _accuracies(subject: Subject, notes: list[str]) -> dict[str, float]:
     if train is None or train.labels is None or labels is None or len(np.unique(train.labels)) < 2:
         notes.append("no accuracies: they need training images of several classes")
         return {}
-    chosen = _spread(len(train), _MOST)
+    chosen = spread(len(train), _MOST)
     known = subject.encode(subject.observe(train.pixels[chosen]), train.labels[chosen]).mean
-    scored = _spread(len(subject.scored), _MOST)
+    scored = spread(len(subject.scored), _MOST)
     test, truth = subject.scored.mean[scored], labels[scored]
     return {
         "neighbour_accuracy": latents.neighbour_accuracy(known, train.labels[chosen], test, truth),
@@ -208,13 +210,8 @@ def _accuracies(subject: Subject, notes: list[str]) -> dict[str, float]:
     }
 
 
-def _spread(n: int, most: int) -> NDArray[np.intp]:
-    """At most `most` of `n` indices, evenly spread."""
-    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.intp))
-
-
 def _samples(subject: Subject) -> Section:
-    title, train, shown = "Samples beside held-out images", subject.parts.train, _spread(len(subject.pixels), _MOST)
+    title, train, shown = "Samples beside held-out images", subject.parts.train, spread(len(subject.pixels), _MOST)
     real = subject.pixels[shown]
     if train is None or len(real) < max(_LEAST, distances.LEAST_IMAGES) or len(train) < _LEAST:
         return Section(title, notes=[f"left out: they need training images, and {_LEAST} of each part"])

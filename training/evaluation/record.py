@@ -8,12 +8,11 @@ from pathlib import Path
 
 from latentry import manifest as manifests
 from latentry.manifest import Manifest, sha256
-from training import export
+from training import card, export
 from training.errors import ExportError
 from training.evaluation.report import ERROR, number
 
 _HEADING = "## Measured from the graphs"
-_BEFORE = "## Use"
 
 
 def record(folder: Path, measured: Manifest, figures: Mapping[str, float]) -> None:
@@ -35,23 +34,11 @@ def record(folder: Path, measured: Manifest, figures: Mapping[str, float]) -> No
     added = {name: value for name, value in figures.items() if name.removesuffix(ERROR) not in kept}
     after = replace(before, evaluation={**before.evaluation, **added})
     if manifests.CARD_FILE in files:
-        card = with_section(files[manifests.CARD_FILE].decode("utf-8", "replace"), after)
-        files[manifests.CARD_FILE] = card.encode()
+        text = files[manifests.CARD_FILE].decode("utf-8", "replace")
+        files[manifests.CARD_FILE] = card.with_section(text, _HEADING, _section(after)).encode()
         after = replace(after, files={**after.files, manifests.CARD_FILE: sha256(files[manifests.CARD_FILE])})
     files[manifests.MANIFEST_FILE] = after.to_json().encode()
     export.publish(folder.absolute(), files, overwrite=True)
-
-
-def with_section(card: str, manifest: Manifest) -> str:
-    """The model card with the section of what was measured from the graphs, in place of an earlier one."""
-    start = card.find(f"{_HEADING}\n")
-    if start >= 0:
-        end = card.find("\n## ", start + 1)
-        card = card[:start] + (card[end + 1 :] if end >= 0 else "")
-    else:
-        start = card.find(f"{_BEFORE}\n")
-        start = len(card) if start < 0 else start
-    return card[:start] + _section(manifest) + card[start:]
 
 
 def _section(manifest: Manifest) -> str:

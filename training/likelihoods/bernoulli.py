@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from training.likelihoods.contract import Likelihood
 
-_RESOLUTION = 2.0**-24  # of float32 just below 1: what a graph's mean cannot tell from 0 or 1
+RESOLUTION = 2.0**-24  # of float32 just below 1: what a graph's mean cannot tell from 0 or 1
 
 
 class Bernoulli(Likelihood):
@@ -26,7 +26,7 @@ class Bernoulli(Likelihood):
 
     def log_prob_of_mean(self, x: Tensor, mean: Tensor) -> Tensor:
         """log p(x|z) (N,), the mean kept from 0 and 1 by float32's resolution: no pixel costs more than 16.6 nats."""
-        mean = mean.clamp(_RESOLUTION, 1 - _RESOLUTION)
+        mean = mean.clamp(RESOLUTION, 1 - RESOLUTION)
         return (x * torch.log(mean) + (1 - x) * torch.log1p(-mean)).flatten(1).sum(1)
 
     def mean(self, output: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ been called; the channels after them, where the likelihood wants two, are the lo
 
 from __future__ import annotations
 
-from training.networks.conv import ConvDecoder, ConvEncoder
+from training.networks.conv import ConvDecoder, ConvEncoder, residual_encoder
 from training.networks.dense import DenseDecoder, DenseEncoder
 from training.networks.linear import LinearDecoder, LinearEncoder
-from training.networks.plain import PlainDecoder, PlainEncoder
+from training.networks.plain import PlainDecoder, plain_encoder
 
-Encoder = ConvEncoder | PlainEncoder | DenseEncoder | LinearEncoder
+Encoder = ConvEncoder | DenseEncoder | LinearEncoder
 Decoder = ConvDecoder | PlainDecoder | DenseDecoder | LinearDecoder
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     "LinearDecoder",
     "LinearEncoder",
     "PlainDecoder",
-    "PlainEncoder",
+    "plain_encoder",
+    "residual_encoder",
 ]

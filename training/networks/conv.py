@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import cast
 
@@ -16,23 +17,41 @@ from training.networks.posterior import mean_and_logvar
 from training.networks.scales import Shape, Size, scale_sizes, strides, widths
 from training.networks.start import centre_bias, start_bias
 
+Scale = Callable[[int, int, Size], list[nn.Module]]
+"""Channels before and after, and the stride -> the layers of one scale."""
+
+
+def residual_encoder(shape: Shape, config: ModelConfig, classes: int = 0) -> ConvEncoder:
+    """The encoder with a strided convolution and residual blocks at each scale."""
+
+    def scale(before: int, after: int, stride: Size) -> list[nn.Module]:
+        return [
+            *_conv_norm(before, after, 3, stride),
+            nn.SiLU(),
+            *(ResidualBlock(after) for _ in range(config.blocks)),
+        ]
+
+    return ConvEncoder(shape, config, classes, scale, nn.SiLU)
+
 
 class ConvEncoder(nn.Module):
-    """x (N, C, H, W) in [0, 1] -> mean and logvar of q(z|x), each (N, Z)."""
+    """x (N, C, H, W) in [0, 1] -> mean and logvar of q(z|x), each (N, Z): a `scale` after the other, then two dense
+    layers with an `activation` between them."""
 
-    def __init__(self, shape: Shape, config: ModelConfig, classes: int = 0) -> None:
+    def __init__(
+        self, shape: Shape, config: ModelConfig, classes: int, scale: Scale, activation: type[nn.Module]
+    ) -> None:
         super().__init__()
         self.classes = classes
         sizes = scale_sizes(shape[1:])
         outer = widths(sizes, config)
         layers: list[nn.Module] = []
         for (large, small), (before, after) in zip(pairwise(sizes), pairwise([shape[0], *outer]), strict=True):
-            layers += [*_conv_norm(before, after, 3, strides(large, small)), nn.SiLU()]
-            layers += [ResidualBlock(after) for _ in range(config.blocks)]
+            layers += scale(before, after, strides(large, small))
         self.features = nn.Sequential(*layers)
         flat = outer[-1] * math.prod(sizes[-1])
         self.head = nn.Sequential(
-            nn.Linear(flat + classes, config.head), nn.SiLU(), nn.Linear(config.head, 2 * config.latent_dim)
+            nn.Linear(flat + classes, config.head), activation(), nn.Linear(config.head, 2 * config.latent_dim)
         )
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -6,39 +6,25 @@ The scales are those of the residual network, so that the two can be compared.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from training.config import ModelConfig
+from training.networks.conv import ConvEncoder
 from training.networks.labels import with_labels
-from training.networks.posterior import mean_and_logvar
 from training.networks.scales import Shape, Size, scale_sizes, strides, widths
 from training.networks.start import centre_bias, start_bias
 
 
-class PlainEncoder(nn.Module):
-    """x (N, C, H, W) in [0, 1] -> mean and logvar of q(z|x), each (N, Z)."""
+def plain_encoder(shape: Shape, config: ModelConfig, classes: int = 0) -> ConvEncoder:
+    """The encoder with nothing but a strided convolution at each scale."""
 
-    def __init__(self, shape: Shape, config: ModelConfig, classes: int = 0) -> None:
-        super().__init__()
-        self.classes = classes
-        sizes = scale_sizes(shape[1:])
-        outer = widths(sizes, config)
-        layers: list[nn.Module] = []
-        for (large, small), (before, after) in zip(pairwise(sizes), pairwise([shape[0], *outer]), strict=True):
-            layers += [nn.Conv2d(before, after, 3, strides(large, small), padding=1), nn.ReLU()]
-        self.features = nn.Sequential(*layers)
-        flat = outer[-1] * math.prod(sizes[-1])
-        self.head = nn.Sequential(
-            nn.Linear(flat + classes, config.head), nn.ReLU(), nn.Linear(config.head, 2 * config.latent_dim)
-        )
+    def scale(before: int, after: int, stride: Size) -> list[nn.Module]:
+        return [nn.Conv2d(before, after, 3, stride, padding=1), nn.ReLU()]
 
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        features = self.features(x.contiguous(memory_format=torch.channels_last)).flatten(1)
-        return mean_and_logvar(self.head(with_labels(features, labels, self.classes)))
+    return ConvEncoder(shape, config, classes, scale, nn.ReLU)
 
 
 class PlainDecoder(nn.Module):
