@@ -139,6 +139,13 @@ class TestPictures:
         both = np.concatenate([dataset.train.labels, dataset.test.labels])
         assert np.bincount(both).tolist() == [5, 4, 3]
 
+    def test_one_folder_around_all_of_an_archive_is_no_class(self, tmp_path: Path) -> None:
+        with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+            for name in ("shirt", "boot"):
+                for file in write_images(tmp_path / name, n=3).iterdir():
+                    archive.write(file, f"photos/all/{name}/{file.name}")
+        assert load(tmp_path / "images.zip").labels == ("boot", "shirt")
+
     def test_a_zip_gives_what_the_folder_gives(self, tmp_path: Path) -> None:
         folder = write_images(tmp_path / "folder")
         with zipfile.ZipFile(tmp_path / "images.zip", "w", zipfile.ZIP_DEFLATED) as archive:

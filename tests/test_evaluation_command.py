@@ -230,7 +230,7 @@ class TestRecord:
         before = _files(folder)
         other = replace(model.manifest, files={**model.manifest.files, "decoder.onnx": "0" * 64})
         with pytest.raises(ExportError, match=r"decoder\.onnx is another than was measured"):
-            record(folder, other, {"ssim": 1.0})
+            record(folder, other, {}, {"ssim": 1.0})
         assert _files(folder) == before
 
     def test_stopped_nothing_is_written(

@@ -50,7 +50,7 @@ class TestConfig:
                 "[objective]\nlikelihood = 'gausian'",
                 "objective.likelihood: got gausian, .*did you mean gaussian",
             ),
-            ("[data]\nimage_size = [28]", "data.image_size: got .28., wanted a list of"),
+            ("[data]\nimage_size = [28]", "data.image_size: got .28., wanted a list of 2 whole numbers"),
             ("[data]\nimage_size = [28, 7]", "data.image_size: got 7, wanted 8 to 4096"),
             ("[data]\nchannels = 2", "data.channels: got 2, wanted 1 or 3"),
             ("run = 3", r"run: got 3, wanted a section \[run\]"),

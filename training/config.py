@@ -140,6 +140,7 @@ class Config:
         _check_point(self.model, self.objective)
         _choice("prior.fit", self.prior.fit, PRIOR_FITS)
         _number("prior.components", self.prior.components, 1, 10_000)
+        _check_unheard(self)
         _check_optimiser(self.optimiser)
         _check_run(self.run)
         if self.model.kind == "pca" and self.run.devices * self.run.nodes > 1:
@@ -203,6 +204,16 @@ def _check_point(model: ModelConfig, objective: ObjectiveConfig) -> None:
             raise ConfigError(
                 f"objective.{key}: got {getattr(objective, key)}, wanted {value} for model.kind {model.kind}"
             )
+
+
+def _check_unheard(config: Config) -> None:
+    """What somebody has set, and nothing would come of."""
+    variance, likelihood = config.objective.variance, config.objective.likelihood
+    if variance != 1.0 and likelihood != "gaussian-fixed":
+        raise ConfigError(f"objective.variance: got {variance} with {likelihood}, wanted likelihood gaussian-fixed")
+    components, fit = config.prior.components, config.prior.fit
+    if components != PriorConfig().components and fit not in ("mixture", "best"):
+        raise ConfigError(f"prior.components: got {components} with prior.fit {fit}, wanted fit mixture or best")
 
 
 def _check_optimiser(optimiser: OptimiserConfig) -> None:

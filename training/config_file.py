@@ -129,5 +129,9 @@ def _typed(where: str, value: Any, kind: Any) -> Any:
 
 
 def _kind_name(kind: Any) -> str:
+    options = [option for option in typing.get_args(kind) if option is not type(None)]
+    if typing.get_origin(kind) is tuple:
+        items = "whole numbers" if options[0] is int else "strings"
+        return f"a list of {items}" if options[1] is Ellipsis else f"a list of {len(options)} {items}"
     names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-    return names.get(kind, str(kind).replace("tuple", "a list of ").replace(" | None", ""))
+    return names.get(kind) or " or ".join(_kind_name(option) for option in options)

@@ -112,6 +112,8 @@ class _Run:
         self.steps = self.steps_per_epoch * config.run.epochs
         if config.model.kind == "pca":
             self.steps_per_epoch = self.steps = 1
+        if config.objective.beta_cycles * 2 > self.steps:
+            raise ConfigError(f"objective.beta_cycles: got {config.objective.beta_cycles}, wanted 2 steps for each")
         # a run that was stopped before its first checkpoint has nothing to go back to but its beginning
         begun = processes.from_first(lambda: resume and run.has_begun(folder), training.fabric)
         position = self._restore() if begun else 0
@@ -227,7 +229,7 @@ class _Run:
         if self.config.prior.fit == "none" or checkpoint.is_whole(path):
             return
         model = self.training.average.model
-        calibrate(model, self.dataset.train.spread(trained.CALIBRATION_IMAGES))
+        calibrate(model, trained.to_calibrate(self.dataset))
         fitted = prior.fit_to(model, self.dataset, self.config.prior, self.config.run.seed)
         checkpoint.write(path, {"step": self.training.step, **fitted.to_state()})
 

@@ -94,7 +94,10 @@ def launch(command: Sequence[str], run: RunConfig) -> int:
         return 130
     finally:
         _kill(processes)
-    return 0 if failed is None else _status(failed, run.devices * run.nodes)
+    if failed is None:
+        return 0
+    first = processes[0].process.returncode
+    return _status(failed, run.devices * run.nodes, told=first > 0 and first != EXIT_ALONE)
 
 
 def _environment(run: RunConfig) -> dict[str, str]:
@@ -209,9 +212,10 @@ def _kill(processes: Sequence[_Process]) -> None:
                 pipe.close()
 
 
-def _status(failed: _Process, world: int) -> int:
+def _status(failed: _Process, world: int, *, told: bool) -> int:
+    """`told`: the first process has failed as well, and has said why."""
     status = failed.process.returncode
-    if failed.reader is not None:
+    if failed.reader is not None and not told:
         sys.stderr.writelines(f"{line}\n" for line in failed.last_lines)
     if status < 0:
         name = signal.Signals(-status).name

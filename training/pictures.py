@@ -175,10 +175,14 @@ def _common_size(headers: Sequence[_Header]) -> Size:
 
 
 def _classes(names: Sequence[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """Labels and class names from the first folder on each picture's way, if every picture lies in one."""
+    """Labels and class names from the first folders in which the pictures' ways differ, if each lies in such a one."""
+    folders = [PurePosixPath(name).parts[:-1] for name in names]
+    common = 0  # folders around all of them, as an archive often has
+    while len(here := {parts[common : common + 1] for parts in folders}) == 1 and here != {()}:
+        common += 1
     images_of = defaultdict(list)
-    for index, name in enumerate(names):
-        images_of[PurePosixPath(name).parts[0] if "/" in name else ""].append(index)
+    for index, parts in enumerate(folders):
+        images_of[parts[common] if len(parts) > common else ""].append(index)
     if "" in images_of or len(images_of) < 2:
         return None, ()
     labels = np.empty(len(names), np.int64)

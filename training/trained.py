@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +15,12 @@ from training.config import Config
 from training.data import Dataset
 from training.ema import calibrate
 from training.errors import CheckpointError
+from training.images import Images
 from training.model import VAE
 from training.prior import FittedPrior
 from training.progress import say
 
-CALIBRATION_IMAGES = 8192
+_MOST_IMAGES, _MOST_PIXELS = 8192, 1 << 24  # to calibrate with: more change nothing, and large ones take minutes
 _MAY_CHANGE = (("data", "path"), ("data", "cache"), ("run", "device"), ("run", "devices"), ("run", "nodes"))
 
 
@@ -49,8 +51,13 @@ def load(folder: Path, data_path: str | None = None) -> Trained:
     model.load_state_dict(saved["average"])
     here = replace(config.run, device="auto", precision="fp32", devices=1, nodes=1)  # wherever the run was trained
     model = model.to(state.build_fabric(here).device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    calibrate(model.requires_grad_(False), dataset.train.spread(CALIBRATION_IMAGES))
+    calibrate(model.requires_grad_(False), to_calibrate(dataset))
     return Trained(config, dataset, model, saved["step"], _fitted_prior(folder, saved["step"]))
+
+
+def to_calibrate(dataset: Dataset) -> Images:
+    """The training images that statistics are measured on."""
+    return dataset.train.spread(min(_MOST_IMAGES, _MOST_PIXELS // math.prod(dataset.image_shape[:2])))
 
 
 def _fitted_prior(folder: Path, step: int) -> FittedPrior | None:

@@ -60,6 +60,8 @@ def run_attributes(args: argparse.Namespace) -> int:
 def _attributes(args: argparse.Namespace) -> None:
     if not 0 <= args.no <= args.yes <= 1:
         raise ConfigError(f"--no and --yes: got {args.no:g} and {args.yes:g}, wanted 0 <= no <= yes <= 1")
+    if not 0 <= args.max_missing <= 1:
+        raise ConfigError(f"--max-missing: got {args.max_missing:g}, wanted a share, 0 to 1")
     folder = manifests.read(args.model)
     from training.attributes import record
     from training.attributes.subject import Subject
@@ -119,7 +121,8 @@ def _presence(args: argparse.Namespace, dataset: Dataset, manifest: Manifest) ->
 
 
 def _names(args: argparse.Namespace) -> list[str]:
-    return [name.strip() for name in args.names.split(",") if name.strip()] if args.names else []
+    names = [name.strip() for name in (args.names or "").split(",")]
+    return list(dict.fromkeys(filter(None, names)))
 
 
 def _print(attribute: Attribute) -> None:

@@ -168,4 +168,4 @@ def _write(args: argparse.Namespace, manifest: Manifest, report: Report, parts: 
     if args.record:
         from training.evaluation.record import record
 
-        record(args.model, manifest, report.figures())
+        record(args.model, manifest, report.about, report.figures())

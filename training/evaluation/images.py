@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training import perceptual
+from training.errors import RunError
 from training.evaluation import distances
 from training.evaluation.features import Features
 from training.evaluation.graphs import Graphs
 
 _LEAST_ERROR = 1e-12  # a perfect reconstruction has 120 dB rather than infinitely many
 _BLOCK = 256
+_ROUNDING = 1e-3
 
 Pixels = NDArray[np.uint8]
 
@@ -32,6 +34,9 @@ def reconstruction(graphs: Graphs, pixels: Pixels, mean: Tensor, labels: NDArray
     for start in range(0, len(pixels), _BLOCK):
         rows = slice(start, start + _BLOCK)
         decoded = graphs.means(mean[rows], None if labels is None else labels[rows])
+        if decoded.min() < -_ROUNDING or decoded.max() > 1 + _ROUNDING:
+            got = f"{decoded.min():g} to {decoded.max():g}"
+            raise RunError(f"the decoder's mean: got {got}, wanted values in [0, 1]: the model is broken")
         truth = torch.from_numpy(np.array(pixels[rows])).float().div_(255)
         squares += (torch.from_numpy(decoded).double() - truth).square().sum().item()
         similarities.append(perceptual.ssim(_channels_first(decoded), truth.permute(0, 3, 1, 2)).double())

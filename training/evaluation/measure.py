@@ -27,6 +27,7 @@ from training.progress import Progress, say
 _MOST = 10_000  # images that neighbours, aggregates and distances are measured on: some of it grows as the square
 _FEW_EFFECTIVE = 0.05  # of k
 _LONG_S = 60.0
+_MANY_ERRORS = 6
 _LEAST = 10  # images: statistics of fewer say nothing
 _NORMAL = "N(0, I)"
 _BINARY = ("bernoulli",)
@@ -128,6 +129,7 @@ def _elbo(subject: Subject) -> Section:
     for prior, kl in parts.kl.items():
         mean, error = bound.mean_and_error(parts.reconstruction - kl)
         _finite("the ELBO", mean)
+        _not_negative(f"the KL from {prior}", *bound.mean_and_error(kl))
         suffix = _suffix(subject, prior)
         figures |= {f"elbo{suffix}": mean, f"elbo{suffix}_standard_error": error}
         if not suffix:
@@ -242,7 +244,14 @@ def _baselines(subject: Subject) -> Section:
             "linear_autoencoder_mean_squared_error": linear,
             "linear_autoencoder_psnr_db": images.decibels(linear),
         },
+        notes=["of the images as they are, grey where the model was shown black and white"] if subject.how else [],
     )
+
+
+def _not_negative(what: str, value: float, error: float) -> None:
+    """An estimate may be below zero by chance, but not by many standard errors."""
+    if value < -_MANY_ERRORS * error:
+        raise RunError(f"{what}: got {value:.2f} ± {error:.2g} nats, wanted 0 or more: a density is not normalised")
 
 
 def _finite(what: str, value: float) -> None:

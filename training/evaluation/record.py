@@ -12,16 +12,17 @@ from training import card, export
 from training.errors import ExportError
 from training.evaluation.report import ERROR, number
 
+_ABOUT = ("data", "images", "binarize", "seed")
 _HEADING = "## Measured from the graphs"
 
 
-def record(folder: Path, measured: Manifest, figures: Mapping[str, float]) -> None:
+def record(folder: Path, measured: Manifest, about: Mapping[str, object], figures: Mapping[str, float]) -> None:
     """Add `figures` to what `folder` says of itself, in place of earlier ones of the same names.
 
-    `measured` is the manifest of the model that they are of. The folder is published anew, so that it is whole with
-    the old figures or with the new. What the export measured stays as it is, beside its own number of images. Raises
-    `ManifestError` if the folder is damaged, and `ExportError` if it has become another model's or cannot be written;
-    then it is as it was.
+    `measured` is the manifest of the model that they are of, `about` says of which images, for the card. The folder is
+    published anew, so that it is whole with the old figures or with the new. What the export measured stays as it is,
+    beside its own number of images. Raises `ManifestError` if the folder is damaged, and `ExportError` if it has become
+    another model's or cannot be written; then it is as it was.
     """
     before = manifests.read(folder).manifest
     for graph in (manifests.ENCODER_FILE, manifests.DECODER_FILE, manifests.PRIOR_FILE, manifests.DENSITY_FILE):
@@ -35,24 +36,25 @@ def record(folder: Path, measured: Manifest, figures: Mapping[str, float]) -> No
     after = replace(before, evaluation={**before.evaluation, **added})
     if manifests.CARD_FILE in files:
         text = files[manifests.CARD_FILE].decode("utf-8", "replace")
-        files[manifests.CARD_FILE] = card.with_section(text, _HEADING, _section(after)).encode()
+        files[manifests.CARD_FILE] = card.with_section(text, _HEADING, _section(after, about)).encode()
         after = replace(after, files={**after.files, manifests.CARD_FILE: sha256(files[manifests.CARD_FILE])})
     files[manifests.MANIFEST_FILE] = after.to_json().encode()
     export.publish(folder.absolute(), files, overwrite=True)
 
 
-def _section(manifest: Manifest) -> str:
+def _section(manifest: Manifest, about: Mapping[str, object]) -> str:
     exported = _exported(manifest)
     figures = {name: value for name, value in manifest.evaluation.items() if name not in exported}
     left_out = ("parity_", "attribute_")
     shown = sorted(name for name in figures if not name.startswith(left_out) and not name.endswith(ERROR))
     table = "\n".join(f"| {name} | {number(figures[name])}{_error(figures, name)} |" for name in shown)
+    of_what = ", ".join(f"{name}: {about[name]}" for name in _ABOUT if name in about)
     return f"""\
 {_HEADING}
 
-By `latentry evaluate` with ONNX Runtime, in nats for each image unless the name says otherwise. `bound_kN` is the
-importance-weighted bound of log p(x) with N samples for each image. Distances are in features of a classifier of our
-own, and comparable only among models measured so.
+By `latentry evaluate` with ONNX Runtime ({of_what}), in nats for each image unless the name says otherwise.
+`bound_kN` is the importance-weighted bound of log p(x) with N samples for each image. Distances are in features of a
+classifier of our own, and comparable only among models measured so.
 
 | figure | value |
 |---|---|

@@ -11,11 +11,9 @@ LINKS = ("sigmoid", "identity")
 def to_mean(output: Tensor, link: str) -> Tensor:
     """sigmoid(output), or by `identity` the output itself, cut to [0, 1].
 
-    The gradient passes straight through the cut: a pixel beyond it could otherwise never come back.
+    What a gradient is wanted of is not cut. A pixel beyond the cut could never come back; and a linear model that is
+    scored with the cut would be no linear one: it could send all that is black far below zero at no cost.
     """
     if link == "sigmoid":
         return torch.sigmoid(output)
-    cut = output.clamp(0, 1)
-    if not (torch.is_grad_enabled() and output.requires_grad):
-        return cut
-    return cut.detach() + (output - output.detach())  # the bracket is zero, and so is no rounding error
+    return output if torch.is_grad_enabled() and output.requires_grad else output.clamp(0, 1)
