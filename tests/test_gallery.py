@@ -149,16 +149,12 @@ class TestFaces:
         with pytest.raises(DataError, match=r"wanted images.zip and attributes.csv with eyeglasses"):
             faces.labelled_faces(tmp_path)
 
-    def test_the_direction_is_the_difference_of_means_and_moves_the_probe(self) -> None:
+    def test_the_direction_is_the_difference_of_means(self) -> None:
         random = np.random.default_rng(0)
         labels = random.integers(0, 3, 900)
         shift = np.array([3.0, 0, -2.0, 0], np.float32)
         latents = random.standard_normal((900, 4)).astype(np.float32) + (labels == faces.YES)[:, None] * shift
-        direction = faces.learnt_direction(latents, labels)
-        np.testing.assert_allclose(direction.vector, shift, atol=0.25)
-        without = latents[labels == faces.NO]
-        assert direction.says_yes(without).mean() < 0.1
-        assert direction.says_yes(without + direction.vector).mean() > 0.9
+        np.testing.assert_allclose(faces.direction(latents, labels), shift, atol=0.25)
 
 
 class TestWorkshop:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import csv
 import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 
 from training import npz, pictures
+from training.attributes import picture_probe
+from training.attributes.picture_probe import PictureProbe
 from training.disk import write_atomically
 from training.drawing.canvas import PALETTE, labelled, new_figure, one_axes, png
 from training.drawing.from_run import from_run
@@ -29,26 +30,15 @@ UNKNOWN, NO, YES = 0, 1, 2  # the labels that the faces are given
 _SIDE = 48
 _EPOCHS = 20
 _LATENTS = 64
-_STEPS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
+_STEPS = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)
+_SEED = 0
 _SHOWN = 8
+
+Latents = NDArray[np.float32]
 _MODEL: Changes = {
     "model": {"kind": "conv", "latent_dim": _LATENTS, "max_width": 128},
     "optimiser": {"learning_rate": 1e-3, "ema_decay": 0.995},
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Direction:
-    """`vector` (Z,) leads from the mean latents without glasses to the mean with them. `says_yes` is a linear probe:
-    latents (N, Z) -> bool (N,), fitted to the same training images and none other."""
-
-    vector: NDArray[np.float32]
-    probe: LogisticRegression
-
-    def says_yes(self, latents: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Whether the probe sees glasses."""
-        answer: NDArray[np.bool_] = self.probe.predict(latents).astype(bool)
-        return answer
 
 
 def glasses(workshop: Workshop, folder: Path) -> Chapter:
@@ -62,8 +52,9 @@ def glasses(workshop: Workshop, folder: Path) -> Chapter:
     subject = from_run(shop.folder / "faces")
     train = shop.dataset.train
     assert train.labels is not None  # noqa: S101 - packed with them
-    direction = learnt_direction(encode_all(subject, train.pixels), train.labels)
-    return _measured(subject, direction, workshop.folder)
+    known = np.flatnonzero(train.labels != UNKNOWN)
+    judge = picture_probe.fit(train.pixels, known, train.labels[known] == YES, _SEED)
+    return _measured(subject, direction(encode_all(subject, train.pixels), train.labels), judge, workshop.folder)
 
 
 def labelled_faces(folder: Path) -> Images:
@@ -86,47 +77,40 @@ def _label(share: float | None) -> int:
     return YES if share > _YES_ABOVE else NO
 
 
-def learnt_direction(latents: NDArray[np.float32], labels: NDArray[np.int64]) -> Direction:
-    """The difference of the classes' means, and a probe, both of latents (N, Z) with labels `YES` and `NO`."""
-    known = labels != UNKNOWN
-    probe = LogisticRegression(max_iter=2000, class_weight="balanced").fit(latents[known], labels[known] == YES)
-    vector: NDArray[np.float32] = latents[labels == YES].mean(0) - latents[labels == NO].mean(0)
-    return Direction(vector, probe)
+def direction(latents: Latents, labels: NDArray[np.int64]) -> Latents:
+    """From the mean of the latents (N, Z) labelled `NO` to the mean of those labelled `YES`: (Z,)."""
+    difference: Latents = latents[labels == YES].mean(0) - latents[labels == NO].mean(0)
+    return difference
 
 
-def encode_all(subject: Subject, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+def encode_all(subject: Subject, pixels: NDArray[np.uint8]) -> Latents:
     """The posterior means of any number of images."""
     return np.concatenate([subject.encode(part, None)[0] for part in np.array_split(pixels, -(-len(pixels) // 256))])
 
 
-def _measured(subject: Subject, direction: Direction, folder: Path) -> Chapter:
+def _measured(subject: Subject, vector: Latents, judge: PictureProbe, folder: Path) -> Chapter:
+    """What the judge, which looks at pixels and knows no latents, says of held-out faces and of edited ones."""
     assert subject.pixels is not None  # noqa: S101
     assert subject.labels is not None  # noqa: S101
-    with_glasses, without = (encode_all(subject, subject.pixels[subject.labels == label]) for label in (YES, NO))
+    faces_with, faces_without = (subject.pixels[subject.labels == label] for label in (YES, NO))
+    having, without = encode_all(subject, faces_with), encode_all(subject, faces_without)
     numbers: dict[str, float] = {
-        "faces_held_out_yes": len(with_glasses),
+        "faces_held_out_yes": len(having),
         "faces_held_out_no": len(without),
-        "faces_probe_yes": float(direction.says_yes(with_glasses).mean()),
-        "faces_probe_no": float((~direction.says_yes(without)).mean()),
+        "faces_judge_yes": float(judge.says(faces_with).mean()),
+        "faces_judge_no": float((~judge.says(faces_without)).mean()),
     }
-    added, removed = [], []
-    for step in _STEPS:
-        added.append(float(_seen_again(subject, direction, without + step * direction.vector).mean()))
-        removed.append(float((~_seen_again(subject, direction, with_glasses - step * direction.vector)).mean()))
-    numbers |= {f"faces_added_{step * 10:02.0f}": share for step, share in zip(_STEPS, added, strict=True)}
-    numbers |= {f"faces_removed_{step * 10:02.0f}": share for step, share in zip(_STEPS, removed, strict=True)}
-    _draw_faces(subject, direction, without[:_SHOWN], folder / "faces-with-glasses.png")
+    added = [float(judge.says(decode_all(subject, without + step * vector)).mean()) for step in _STEPS]
+    removed = [float((~judge.says(decode_all(subject, having - step * vector))).mean()) for step in _STEPS]
+    numbers |= {f"faces_added_{step:.0f}": share for step, share in zip(_STEPS, added, strict=True)}
+    numbers |= {f"faces_removed_{step:.0f}": share for step, share in zip(_STEPS, removed, strict=True)}
+    _draw_faces(subject, vector, without[:_SHOWN], folder / "faces-with-glasses.png")
     return Chapter(numbers, {"glasses.png": _chart(added, removed)})
 
 
-def _seen_again(subject: Subject, direction: Direction, latents: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """What the probe says of the decoded images, encoded again: the edit must be in the picture."""
-    return direction.says_yes(encode_all(subject, decode_all(subject, latents)))
-
-
-def _draw_faces(subject: Subject, direction: Direction, latents: NDArray[np.float32], path: Path) -> None:
+def _draw_faces(subject: Subject, vector: Latents, latents: Latents, path: Path) -> None:
     steps = np.array(_STEPS, np.float32)[:, None]
-    walks = (latents[:, None] + steps * direction.vector).reshape(-1, subject.latent_dim)
+    walks = (latents[:, None] + steps * vector).reshape(-1, subject.latent_dim)
     names = [f"+{step:g}" for step in _STEPS]
     write_atomically(path, png(labelled(decode_all(subject, walks), len(_STEPS), column_names=names)))
 
@@ -134,7 +118,7 @@ def _draw_faces(subject: Subject, direction: Direction, latents: NDArray[np.floa
 def _chart(added: list[float], removed: list[float]) -> bytes:
     figure = new_figure(5.2, 3.6)
     axes = one_axes(figure)
-    axes.plot(_STEPS, [100 * share for share in added], "o-", color=PALETTE[0], label="added: the probe sees glasses")
+    axes.plot(_STEPS, [100 * share for share in added], "o-", color=PALETTE[0], label="added: the judge sees glasses")
     axes.plot(_STEPS, [100 * share for share in removed], "s--", color=PALETTE[6], label="taken off: it sees none")
     axes.set(xlabel="steps along the direction", ylabel="% of held-out faces", ylim=(-3, 103))
     axes.grid(alpha=0.25)
