@@ -29,7 +29,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(embedded_models(), tmp_path / "models"))
+    shutil.copytree(embedded_models() / "fashion", tmp_path / "models" / "fashion")
+    return tmp_path / "models"
 
 
 def found(what: str, **flags: Any) -> list[Finding]:

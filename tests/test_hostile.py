@@ -146,7 +146,7 @@ def test_headers_that_never_end_hold_up_nobody_and_no_memory(server: ServerProce
                 if i % 250 == 0:
                     served(stub, 1)
         memory.append(server.rss_mib())
-    assert memory[-1] - memory[0] < 20, memory
+    assert memory[-1] - memory[0] < 40, memory  # of 150 MB that came meanwhile
 
 
 @pytest.mark.parametrize(

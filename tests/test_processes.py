@@ -24,12 +24,13 @@ from training import batches, checkpoint, data, fit, launch, objective, processe
 from training.config import Config
 from training.errors import ConfigError, RunError
 
-STEPS = 16  # of 270 images in batches of 64, four epochs
-FLAGS = ["--preset", "tiny", "--device", "cpu", "--epochs", "4", "--batch-size", "64", "--model", "dense"]
+EPOCHS = 12
+STEPS = 48  # of 270 images in batches of 64; enough to be stopped among them on a busy machine
+FLAGS = ["--preset", "tiny", "--device", "cpu", "--epochs", str(EPOCHS), "--batch-size", "64", "--model", "dense"]
 
 
 def config_of(images: Path) -> Config:
-    config = tiny(images, epochs=4, batch_size=64)
+    config = tiny(images, epochs=EPOCHS, batch_size=64)
     return replace(config, model=replace(config.model, kind="dense"))
 
 
@@ -84,7 +85,7 @@ def by_two(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     process = start(images, folder)
     said = ended(process)
     assert process.returncode == 0, said
-    assert said.count("epoch 4/4") == said.count("Trained.") == 1
+    assert said.count(f"epoch {EPOCHS}/{EPOCHS}") == said.count("Trained.") == 1
     return folder
 
 
@@ -145,7 +146,7 @@ class TestTwo:
         assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
         process = start(images, folder, "--resume")
-        wait_for_step(process, folder, 9)
+        wait_for_step(process, folder, 20)
         os.kill(children(process.pid)[1], signal.SIGKILL)
         said = ended(process, 40)
         assert "process 1 of 2 was ended by SIGKILL, and the others with it" in said
