@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import string
 import zipfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from scipy import ndimage
 from training_fixtures import FASHION, fashion_images, fashion_labels, small_set
 
+from latentry.cli import main
 from training.errors import DataError, RunError
 from training.gallery import __main__ as command
 from training.gallery import faces, kl, measures, overfit, page, ring, subspaces
@@ -129,32 +131,46 @@ def test_an_autoencoder_learns_a_few_images_by_heart() -> None:
 
 
 class TestFaces:
-    def test_labels_come_from_the_table_and_doubt_is_left_out(self, tmp_path: Path) -> None:
+    """With clothes for faces: the shipped model, and trousers among shoes for glasses."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        rows = ["file,eyeglasses"]
         with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
-            for index, image in enumerate(fashion_images()[:5]):
-                Image.fromarray(image).save(tmp_path / "one.jpg")
-                archive.write(tmp_path / "one.jpg", f"{4 - index}.jpg")  # not in the order of the names
-        rows = ["file,eyeglasses", "0.jpg,0.95", "1.jpg,0.01", "2.jpg,0.5", "4.jpg,0.91"]
+            chosen = np.concatenate([np.flatnonzero(fashion_labels() == label)[:150] for label in (1, 7)])
+            for image, label in zip(fashion_images()[chosen], fashion_labels()[chosen], strict=True):
+                Image.fromarray(image).save(tmp_path / "one.png")
+                archive.write(tmp_path / "one.png", f"{len(rows)}.png")
+                rows.append(f"{len(rows)}.png,{0.95 if label == 1 else 0.01}")
         (tmp_path / "attributes.csv").write_text("\n".join(rows))
-        images = faces.labelled_faces(tmp_path)
-        assert images.labels is not None
-        assert images.labels.tolist() == [faces.YES, faces.NO, faces.UNKNOWN, faces.UNKNOWN, faces.YES]
-        shown = np.asarray(Image.fromarray(fashion_images()[0]).resize((48, 48)), float)
-        assert np.abs(images.pixels[4][:, :, 0] - shown).mean() < 12  # 4.jpg is the first image
+        return tmp_path
 
-    @pytest.mark.parametrize("table", ["file,smiling\n0.jpg,1\n", "file,eyeglasses\n0.jpg,maybe\n", None])
-    def test_a_folder_without_what_is_needed_is_refused(self, tmp_path: Path, table: str | None) -> None:
-        if table is not None:
-            (tmp_path / "attributes.csv").write_text(table)
-        with pytest.raises(DataError, match=r"wanted images.zip and attributes.csv with eyeglasses"):
-            faces.labelled_faces(tmp_path)
+    def model(self, folder: Path) -> Path:
+        model = folder / "fashion" / "1"
+        shutil.copytree(ROOT / "models" / "fashion" / "1", model)
+        flags = ["--data", folder / "images.zip", "--table", folder / "attributes.csv", "--linear-only"]
+        assert main(["attributes", str(model), *map(str, flags)]) == 0
+        return model
 
-    def test_the_direction_is_the_difference_of_means(self) -> None:
-        random = np.random.default_rng(0)
-        labels = random.integers(0, 3, 900)
-        shift = np.array([3.0, 0, -2.0, 0], np.float32)
-        latents = random.standard_normal((900, 4)).astype(np.float32) + (labels == faces.YES)[:, None] * shift
-        np.testing.assert_allclose(faces.direction(latents, labels), shift, atol=0.25)
+    def test_what_is_added_is_seen_more_with_each_step(self, folder: Path) -> None:
+        chapter = faces.glasses(folder, self.model(folder), folder / "work")
+        numbers = chapter.numbers
+        assert (numbers["faces_held_out_yes"], numbers["faces_held_out_no"]) == (14, 16)
+        assert numbers["faces_judge_right"] > 0.9
+        assert numbers["faces_added_0"] < 0.2
+        assert numbers["faces_added_2"] > 0.8
+        assert numbers["faces_removed_2"] > 0.8
+        assert list(chapter.pictures) == ["glasses.png"]  # and the faces themselves elsewhere:
+        assert [path.name for path in (folder / "work").iterdir()] == ["faces-with-glasses.png"]
+
+    def test_a_model_without_the_direction_is_refused(self, folder: Path) -> None:
+        with pytest.raises(DataError, match="no attribute eyeglasses, wanted it: run latentry attributes first"):
+            faces.glasses(folder, ROOT / "models" / "fashion" / "1", folder / "work")
+
+    def test_one_of_the_two_flags_is_refused(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            command.main(["--faces", str(folder)])
+        assert "--faces, --faces-model: got one of them" in capsys.readouterr().err
 
 
 class TestWorkshop:

@@ -17,18 +17,25 @@ from training.progress import say
 EXIT_FAILED = 2
 EXIT_INTERRUPTED = 130
 
+Faces = tuple[Path, Path]
+"""A folder with images.zip and attributes.csv, and the model folder that was trained on them."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Make the gallery; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m training.gallery", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("data/fashion-mnist"), help="the images (data/fashion-mnist)")
     parser.add_argument("--faces", type=Path, help="a folder with images.zip and attributes.csv, for the part on faces")
+    parser.add_argument("--faces-model", type=Path, help="the model folder of these, with its attributes")
     parser.add_argument("--out", type=Path, default=Path("docs/gallery"), help="the pictures (docs/gallery)")
     parser.add_argument("--work", type=Path, default=Path("out/gallery"), help="the runs, kept (out/gallery)")
     parser.add_argument("--share", type=float, default=1.0, help="of the epochs, to try it out (1)")
     args = parser.parse_args(argv)
+    if (args.faces is None) != (args.faces_model is None):
+        parser.error("--faces, --faces-model: got one of them, wanted both or neither")
+    given = None if args.faces is None else (args.faces, args.faces_model)
     try:
-        make(args.data, args.faces, args.out, Workshop(args.data, args.work, args.share))
+        make(given, args.out, Workshop(args.data, args.work, args.share))
     except TrainingError as error:
         sys.stderr.write(f"gallery: error: {error}\n")
         return EXIT_FAILED
@@ -38,15 +45,15 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def make(data: Path, faces_folder: Path | None, out: Path, workshop: Workshop) -> None:
+def make(given: Faces | None, out: Path, workshop: Workshop) -> None:
     """Write the pictures and numbers.json into `out`, and the page beside it. What a chapter shows is written as soon
-    as it is made. Without `faces_folder` the figures of that part stay as they were."""
+    as it is made. Without faces the figures of that part stay as they were."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out}: cannot be made: {error.strerror}") from error
     numbers = page.read_numbers(out)
-    for name, make_chapter in chapters(workshop, faces_folder):
+    for name, make_chapter in chapters(workshop, given):
         say(f"gallery: {name}")
         chapter = make_chapter()
         for file, contents in chapter.pictures.items():
@@ -57,7 +64,7 @@ def make(data: Path, faces_folder: Path | None, out: Path, workshop: Workshop) -
     write_atomically(out.with_suffix(".md"), text.encode())
 
 
-def chapters(workshop: Workshop, faces_folder: Path | None) -> list[tuple[str, Callable[[], Chapter]]]:
+def chapters(workshop: Workshop, given: Faces | None) -> list[tuple[str, Callable[[], Chapter]]]:
     """The parts of the page, in an order in which the quick ones come first."""
     judge: list[Judge] = []
 
@@ -82,8 +89,8 @@ def chapters(workshop: Workshop, faces_folder: Path | None) -> list[tuple[str, C
         ("likelihoods", lambda: blur.likelihoods(workshop)),
         ("classes", lambda: judged(classes.conditional)),
     ]
-    if faces_folder is not None:
-        found.append(("faces", lambda: faces.glasses(workshop, faces_folder)))
+    if given is not None:
+        found.append(("faces", lambda: faces.glasses(*given, workshop.folder)))
     return found
 
 
