@@ -53,6 +53,12 @@ class TestConfig:
             ("[data]\nimage_size = [28]", "data.image_size: got .28., wanted a list of 2 whole numbers"),
             ("[data]\nimage_size = [28, 7]", "data.image_size: got 7, wanted 8 to 4096"),
             ("[data]\nchannels = 2", "data.channels: got 2, wanted 1 or 3"),
+            ("[model]\nhidden = 3", "model.hidden: got 3, wanted a list of whole numbers"),
+            (
+                "[objective]\nvariance = 2.0",
+                "objective.variance: got 2.0 with gaussian, wanted .* gaussian-fixed",
+            ),
+            ("[prior]\ncomponents = 9", "prior.components: got 9 with prior.fit none, wanted fit mixture or best"),
             ("run = 3", r"run: got 3, wanted a section \[run\]"),
             ("[run", "not TOML"),
         ],
@@ -124,7 +130,8 @@ class TestTrain:
         assert run("train", *arguments) == 0
         assert "left out 1 unreadable files: 05.png: " in capsys.readouterr().err
 
-    def test_ctrl_c_says_how_to_go_on(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+    def test_stopped_it_says_how_to_go_on(self, tmp_path: Path, stop: signal.Signals) -> None:
         out = tmp_path / "run"
         arguments = ["--preset", "tiny", "--data", str(small_set(tmp_path)), "--epochs", "500", "--out", str(out)]
         whole = [sys.executable, "-m", "latentry", "train", *arguments]
@@ -133,11 +140,19 @@ class TestTrain:
             while not (out / "log.jsonl").exists() or '"step": 6,' not in (out / "log.jsonl").read_text():
                 assert process.poll() is None
                 time.sleep(0.01)
-            os.kill(process.pid, signal.SIGINT)
+            os.kill(process.pid, stop)
             error = process.stderr.read() if process.stderr else ""
         assert process.returncode == 130
         assert f"To go on: latentry train --out {out} --resume" in error
         assert "Traceback" not in error
+
+    def test_more_cycles_of_beta_than_steps_are_refused(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = ["--preset", "tiny", "--data", small_set(tmp_path, 100), "--epochs", 1, "--beta-cycles", 9]
+        assert run("train", *arguments, "--out", tmp_path / "run") == 2
+        assert "objective.beta_cycles: got 9, wanted at most " in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
 
 
 class TestResume:

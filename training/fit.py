@@ -81,6 +81,11 @@ def _check(config: Config, dataset: Dataset) -> None:
         raise DataError(f"images: got {len(dataset.train)}, wanted at least one for each of {world} processes")
     if config.model.kind == "dense-norm" and share < 2:
         raise ConfigError(f"run.batch_size: got {share} for each process, wanted at least 2 for model.kind dense-norm")
+    steps = len(dataset.train) // (share * world) * config.run.epochs
+    if config.objective.beta_cycles * 2 > steps:
+        raise ConfigError(
+            f"objective.beta_cycles: got {config.objective.beta_cycles}, wanted at most {steps // 2} here"
+        )
     most = min(len(dataset.train), dataset.train.pixels[0].size) - 1
     if config.model.kind == "pca" and config.model.latent_dim > most:
         raise ConfigError(f"model.latent_dim: got {config.model.latent_dim}, wanted at most {most} for these images")
@@ -112,8 +117,6 @@ class _Run:
         self.steps = self.steps_per_epoch * config.run.epochs
         if config.model.kind == "pca":
             self.steps_per_epoch = self.steps = 1
-        if config.objective.beta_cycles * 2 > self.steps:
-            raise ConfigError(f"objective.beta_cycles: got {config.objective.beta_cycles}, wanted 2 steps for each")
         # a run that was stopped before its first checkpoint has nothing to go back to but its beginning
         begun = processes.from_first(lambda: resume and run.has_begun(folder), training.fabric)
         position = self._restore() if begun else 0
