@@ -46,7 +46,7 @@ docs: $(VENV)/.made ## write docs/configuration.md anew
 	@$(BIN)/python -m serving.settings_text >docs/configuration.md
 
 gallery: $(VENV)/.made ## remake docs/gallery.md and its pictures: trains some 15 small models into out/gallery
-	@$(BIN)/python -m training.gallery --data data/fashion-mnist $(if $(FACES),--faces $(FACES) --faces-model $(FACES_MODEL)) --out docs/gallery
+	@$(BIN)/python -m training.gallery --data data/fashion-mnist $(if $(FACES),--faces $(FACES)) $(if $(FACES_MODEL),--faces-model $(FACES_MODEL)) --out docs/gallery
 
 gpu-check: $(VENV)/.made ## on a machine with an NVIDIA GPU: does it serve right, and how fast (needs the extra cuda)
 	@$(BIN)/python -m benchmarks.gpu_check

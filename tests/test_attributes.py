@@ -243,7 +243,7 @@ class TestCommand:
         assert after.evaluation["attribute_trouser_linear_accuracy"] > 0.9
         assert after.evaluation["attribute_trouser_linear_added"] > 0.7
         assert after.evaluation.items() >= before.evaluation.items()
-        assert "these are other images than fashion was trained on" in capsys.readouterr().err
+        assert "these are other images or labels than fashion was trained on" in capsys.readouterr().err
 
     def test_an_error_is_one_line_and_leaves_the_folder(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

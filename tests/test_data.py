@@ -46,6 +46,11 @@ def write_images(folder: Path, n: int = 10, suffix: str = ".png") -> Path:
     return folder
 
 
+def write_idx(folder: Path, part: str, n: int) -> None:
+    header = struct.pack(">IIII", 0x803, n, 28, 28)
+    (folder / f"{part}-images-idx3-ubyte").write_bytes(header + fashion_images()[:n].tobytes())
+
+
 def write_npz(path: Path, **arrays: np.ndarray) -> Path:
     np.savez(path, **arrays)
     return path
@@ -79,8 +84,7 @@ class TestIdx:
 
     def test_a_source_with_both_parts_is_split_as_it_is(self, tmp_path: Path) -> None:
         for part, n in (("train", 40), ("t10k", 10)):
-            header = struct.pack(">IIII", 0x803, n, 28, 28)
-            (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(header + fashion_images()[:n].tobytes())
+            write_idx(tmp_path, part, n)
         dataset = load(tmp_path)
         assert (len(dataset.train), len(dataset.test)) == (40, 10)
         assert dataset.split == "the source's own"
@@ -128,6 +132,12 @@ class TestPictures:
         assert (len(dataset.train), len(dataset.test)) == (9, 1)
         assert dataset.image_shape == (28, 28, 1)
         assert dataset.train.labels is None
+
+    def test_folders_of_parts_are_no_classes(self, tmp_path: Path) -> None:
+        for name in ("train/boot", "train/bag", "Test/boot"):
+            write_images(tmp_path / name, n=3)
+        with pytest.raises(DataError, match="got the folders Test, train, which are no classes: name one of them"):
+            load(tmp_path)
 
     def test_subfolders_are_classes(self, tmp_path: Path) -> None:
         for index, name in enumerate(("shirt", "boot", "bag")):
@@ -320,19 +330,29 @@ class TestNames:
 
 
 class TestValidation:
-    def test_the_last_images_to_train_on_are_set_aside(self) -> None:
-        whole, parted = load(FASHION), load(FASHION, validation=1000)
+    def test_of_a_source_with_its_own_parts_it_is_the_last_images(self, tmp_path: Path) -> None:
+        for part, n in (("train", 40), ("t10k", 10)):
+            write_idx(tmp_path, part, n)
+        whole, parted = load(tmp_path), load(tmp_path, validation=10)
         assert parted.validation is not None
-        assert parted.held_out is parted.validation
-        assert whole.held_out is whole.test
-        assert (parted.train.pixels == whole.train.pixels[:8000]).all()
-        assert (parted.validation.pixels == whole.train.pixels[8000:]).all()
-        assert whole.train.labels is not None
-        assert parted.validation.labels is not None
-        assert parted.validation.labels.tolist() == whole.train.labels[8000:].tolist()
+        assert (parted.train.pixels == whole.train.pixels[:30]).all()
+        assert (parted.validation.pixels == whole.train.pixels[30:]).all()
         assert (parted.test.pixels == whole.test.pixels).all()
         assert parted.digest == whole.digest
-        assert parted.provenance()["validation_images"] == 1000
+        assert parted.provenance()["validation_images"] == 10
+
+    def test_of_others_it_is_drawn_so_that_no_class_goes_missing(self, tmp_path: Path) -> None:
+        for index, name in enumerate("abcde"):
+            write_images(tmp_path / "data" / name, n=30 + index)
+        for cache in ("", str(tmp_path / "cache")):
+            parted, whole = (load(tmp_path / "data", validation=n, cache=cache) for n in (40, 0))
+            assert parted.validation is not None
+            assert parted.held_out is parted.validation
+            assert whole.held_out is whole.test
+            assert len(parted.validation) == 40
+            assert len(set(parted.validation.labels)) == len(set(parted.train.labels)) == 5  # type: ignore[arg-type]
+            assert sorted(parted.train.names + parted.validation.names) == sorted(whole.train.names)
+            assert parted.test.names == whole.test.names
 
     def test_nothing_would_be_left_to_train_on(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"data.validation: got 9, wanted fewer than the 9 images to train on"):

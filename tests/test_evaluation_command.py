@@ -257,6 +257,8 @@ class TestRefusals:
             (["--k", "-5"], "--k: got -5"),
             (["--images", "0"], "--images: got 0"),
             (["--k-images", "0"], "--k-images: got 0"),
+            (["--json", "/nowhere/x.json"], "--json: got /nowhere/x.json, wanted a file in a folder that is there"),
+            (["--record", "--seed", "3"], "--record: got --seed 3; wanted all test images"),
             (["--seed", "-1"], "--seed: got -1"),
             (["--binarize", "dynamic"], "--binarize: got dynamic, but the model is of grey values (gaussian)"),
             (["--part", "validation"], "--part: got validation, but images.npz has no such images"),
@@ -327,7 +329,7 @@ class TestRefusals:
     ) -> None:
         np.savez(tmp_path / "other.npz", images=model.images(50, seed=9))
         assert evaluate(folder, "--data", tmp_path / "other.npz", "--quick") == 0
-        assert "these are other images than linear was trained on" in capsys.readouterr().err
+        assert "these are other images or labels than linear was trained on" in capsys.readouterr().err
 
     def test_its_own_images_are_scored_without(
         self, folder: Path, images: Path, capsys: pytest.CaptureFixture[str]

@@ -409,8 +409,19 @@ class TestResume:
 
     def test_other_images_are_refused(self, images: Path, finished: Path, tmp_path: Path) -> None:
         np.savez(tmp_path / "other.npz", images=fashion_images()[1000:1300])
-        with pytest.raises(CheckpointError, match=r"other.npz: these are other images than the run was begun with"):
+        with pytest.raises(CheckpointError, match=r"other.npz: these are other images or labels than the run was"):
             fit.fit(tiny(tmp_path / "other.npz", epochs=2), finished, resume=True)
+
+    def test_other_labels_are_refused_of_a_conditional_model(self, images: Path, tmp_path: Path) -> None:
+        config = tiny(images, epochs=1)
+        config = replace(config, model=replace(config.model, kind="dense", conditional=True))
+        fit.fit(config, tmp_path / "run", resume=False)
+        fit.fit(config, tmp_path / "run", resume=True)
+        with np.load(images) as arrays:
+            np.savez(tmp_path / "other.npz", images=arrays["images"], labels=np.roll(arrays["labels"], 7))
+        other = replace(config, data=replace(config.data, path=str(tmp_path / "other.npz")))
+        with pytest.raises(CheckpointError, match=r"other.npz: these are other images or labels than the run was"):
+            fit.fit(other, tmp_path / "run", resume=True)
 
     def test_a_finished_run_stays_as_it_is(self, images: Path, finished: Path) -> None:
         before = (finished / "log.jsonl").read_bytes()

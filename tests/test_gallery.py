@@ -17,6 +17,8 @@ from scipy import ndimage
 from training_fixtures import FASHION, fashion_images, fashion_labels, small_set
 
 from latentry.cli import main
+from training import data
+from training.config import DataConfig
 from training.errors import DataError, RunError
 from training.gallery import __main__ as command
 from training.gallery import faces, kl, measures, overfit, page, ring, subspaces
@@ -146,8 +148,12 @@ class TestFaces:
         return tmp_path
 
     def model(self, folder: Path) -> Path:
+        """As if it had been trained on these images."""
         model = folder / "fashion" / "1"
         shutil.copytree(ROOT / "models" / "fashion" / "1", model)
+        about = json.loads((model / "manifest.json").read_text())
+        about["provenance"]["data"] |= {"sha256": data.load(DataConfig(str(folder / "images.zip")), 0).digest}
+        (model / "manifest.json").write_text(json.dumps(about))
         flags = ["--data", folder / "images.zip", "--table", folder / "attributes.csv", "--linear-only"]
         assert main(["attributes", str(model), *map(str, flags)]) == 0
         return model
@@ -166,6 +172,13 @@ class TestFaces:
     def test_a_model_without_the_direction_is_refused(self, folder: Path) -> None:
         with pytest.raises(DataError, match="no attribute eyeglasses, wanted it: run latentry attributes first"):
             faces.glasses(folder, ROOT / "models" / "fashion" / "1", folder / "work")
+
+    def test_other_faces_than_the_models_are_refused(self, folder: Path) -> None:
+        model = self.model(folder)
+        with zipfile.ZipFile(folder / "images.zip", "a") as archive:
+            archive.write(folder / "one.png", "more.png")
+        with pytest.raises(DataError, match="these are other images or labels than fashion was trained on"):
+            faces.glasses(folder, model, folder / "work")
 
     def test_one_of_the_two_flags_is_refused(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):

@@ -84,6 +84,11 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint in `folder`, None if there is none."""
+    return next(map(_step, _paths(folder)), None)
+
+
 def is_whole(path: Path) -> bool:
     """Whether `path` is there and holds what `write` wrote."""
     with contextlib.suppress(CheckpointError):

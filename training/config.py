@@ -32,9 +32,9 @@ PRIOR_FITS = ("none", "mixture", "second-stage", "best")
 class DataConfig:
     """`image_size` (H, W) resizes and crops; `channels` is 1 or 3; without them the images say. `labels` names the
     classes in order. `holdout` is the share held out where the source has no test images of its own; `max_bad_share`
-    the share of unreadable files that a run puts up with. `validation` of the images to train on, the last ones, are
-    set aside to choose by, so that nothing is chosen on test images. `cache` is a folder for pixels on the disk, for
-    sets larger than memory."""
+    the share of unreadable files that a run puts up with. `validation` of the images to train on are set aside to
+    choose by, so that nothing is chosen on test images: the last ones, or drawn if the test images are drawn too.
+    `cache` is a folder for pixels on the disk, for sets larger than memory."""
 
     path: str = ""
     image_size: tuple[int, int] | None = None
@@ -184,6 +184,8 @@ def _check_objective(objective: ObjectiveConfig) -> None:
     _number("objective.perceptual_weight", objective.perceptual_weight, 0, 1e9)
     _number("objective.corruption", objective.corruption, 0, 10)
     estimator, perceptual = objective.estimator, objective.perceptual
+    if estimator in ("iwae", "dreg") and objective.samples < 2:
+        raise ConfigError(f"objective.samples: got {objective.samples}, wanted at least 2 with estimator {estimator}")
     if objective.free_bits > 0 and estimator in ("iwae", "dreg"):
         raise ConfigError(f"objective.free_bits: got {objective.free_bits}, wanted 0 with estimator {estimator}")
     if perceptual and estimator == "dreg":  # the weights on z's gradient would scale this distance's too
@@ -198,7 +200,9 @@ def _check_point(model: ModelConfig, objective: ObjectiveConfig) -> None:
     """What speaks of a posterior means nothing to a model that has none, or that is solved."""
     if model.kind not in ("autoencoder", "denoising", "linear", "pca"):
         return
-    wanted = {"estimator": "elbo", "samples": 1, "free_bits": 0.0, "beta": 1.0}
+    wanted = {"estimator": "elbo", "samples": 1, "free_bits": 0.0, "beta": 1.0, "beta_cycles": 0}
+    if model.kind == "pca":
+        wanted |= {"perceptual": ""}
     for key, value in wanted.items():
         if getattr(objective, key) != value:
             raise ConfigError(
@@ -211,6 +215,10 @@ def _check_unheard(config: Config) -> None:
     variance, likelihood = config.objective.variance, config.objective.likelihood
     if variance != 1.0 and likelihood != "gaussian-fixed":
         raise ConfigError(f"objective.variance: got {variance} with {likelihood}, wanted likelihood gaussian-fixed")
+    if config.objective.corruption != ObjectiveConfig().corruption and config.model.kind != "denoising":
+        raise ConfigError(
+            f"objective.corruption: got {config.objective.corruption}, wanted model.kind denoising with it"
+        )
     components, fit = config.prior.components, config.prior.fit
     if components != PriorConfig().components and fit not in ("mixture", "best"):
         raise ConfigError(f"prior.components: got {components} with prior.fit {fit}, wanted fit mixture or best")

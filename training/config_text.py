@@ -33,7 +33,8 @@ TEXTS = {
     "data.labels": "The names of the classes 0, 1, 2, ... in order; a folder for each class names them by itself.",
     "data.holdout": "The share of images, 0.001 to 0.9, that is held out if the source has no test images.",
     "data.max_bad_share": "The share of unreadable files, 0 to 1, that is put up with.",
-    "data.validation": "So many of the images to train on, the last ones, are set aside to choose by; 0: none.",
+    "data.validation": "So many of the images to train on are set aside to choose by: the last ones of a source with "
+    "test images of its own, else drawn; 0: none.",
     "data.cache": "A folder for decoded pixels on the disk, for sets larger than memory; empty: pixels are in memory.",
     "model.kind": f"{', '.join(KINDS)}. conv: residual and convolutional; pca: in closed form, and nothing is trained.",
     "model.latent_dim": "How many numbers an image is encoded to.",
@@ -51,7 +52,7 @@ TEXTS = {
     "the gradients of elbo and iwae with less noise.",
     "objective.samples": "Samples of q(z|x) for each image and step.",
     "objective.beta": "The weight of the KL; 1 is the ELBO proper, which is reported whatever this is.",
-    "objective.beta_warmup": "The share of the steps, 0 to 1, over which beta grows from 0.",
+    "objective.beta_warmup": "The share of the steps, 0 to 1, over which beta grows from 0, if it has no cycles.",
     "objective.beta_cycles": "Let beta rise so many times, from 0 each time; 0: once.",
     "objective.free_bits": "Nats of each latent's KL that cost nothing.",
     "objective.perceptual": 'A distance that sees blur, added to the loss: laplacian or ms-ssim; "": none.',

@@ -10,6 +10,7 @@ nothing of torch.
 from __future__ import annotations
 
 import functools
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ _CHUNK = 256  # images that are looked at together
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """`validation` are the last images to train on, if any were to be set aside. `digest` is the SHA-256 of all pixels
-    and shapes, whatever was set aside. `split` says how train and test came apart. `unreadable` names the files that
-    were left out, each with the reason. `warnings` are for whoever trains to read."""
+    """`validation` are the images to choose by, if any were to be set aside. `digest` is the SHA-256 of all shapes and
+    pixels in their order: training, validation, test. `split` says how train and test came apart. `unreadable` names
+    the files that were left out, each with the reason. `warnings` are for whoever trains to read."""
 
     name: str
     train: Images
@@ -43,6 +44,17 @@ class Dataset:
     unreadable: tuple[str, ...] = ()
     validation: Images | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def labels_digest(self) -> str | None:
+        """The SHA-256 of the labels of all parts in order, None if there are none."""
+        parts = [part for part in (self.train, self.validation, self.test) if part is not None]
+        if any(part.labels is None for part in parts):
+            return None
+        sha256 = hashlib.sha256()
+        for part in parts:
+            sha256.update(np.asarray(part.labels, np.int64).tobytes())
+        return sha256.hexdigest()
 
     @property
     def held_out(self) -> Images:
@@ -66,6 +78,7 @@ class Dataset:
         return {
             "name": self.name,
             "sha256": self.digest,
+            "labels_sha256": self.labels_digest,
             "split": self.split,
             "train_images": len(self.train),
             "validation_images": 0 if self.validation is None else len(self.validation),
@@ -106,9 +119,10 @@ def load(config: DataConfig, seed: int) -> Dataset:
     )
 
 
-def hold_out(images: Images, share: float, seed: int) -> tuple[Images, Images]:
-    """A part to train on and a `share` to hold out, at least one image each; the same for the same seed."""
-    kept, held = _drawn(share, seed, len(images))
+def hold_out(images: Images, share: float, seed: int, validation: int = 0) -> tuple[Images, Images]:
+    """A part to train on and a `share` to hold out, at least one image each; the same for the same seed. The last
+    `validation` of the former are drawn too."""
+    kept, held = _drawn(share, seed, validation, len(images))
     return images.take(kept), images.take(held)
 
 
@@ -130,27 +144,29 @@ def require_labels(dataset: Dataset) -> int:
 
 def _split(path: Path, config: DataConfig, seed: int) -> Split:
     own = _has_parts(path)
-    held_out = functools.partial(_drawn, config.holdout, seed)
+    held_out = functools.partial(_drawn, config.holdout, seed, config.validation)
     if config.cache:
         settings = {
             "image_size": config.image_size,
             "channels": config.channels,
             "max_bad_share": config.max_bad_share,
-            **({} if own else {"holdout": config.holdout, "seed": seed}),
+            **({} if own else {"holdout": config.holdout, "seed": seed, "validation": config.validation}),
         }
         return pixel_cache.load(Path(config.cache), path, settings, functools.partial(_read, path, config), held_out)
     parts = _read(path, config, in_memory)
-    train, test = parts if own else hold_out(parts[0], config.holdout, seed)
+    train, test = parts if own else hold_out(parts[0], config.holdout, seed, config.validation)
     return Split(train, test, digest(train, test), own=own)
 
 
-def _drawn(share: float, seed: int, n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Which of `n` images to train on, and which to hold out, each in growing order."""
+def _drawn(share: float, seed: int, validation: int, n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Which of `n` images to train on, the `validation` last of them to choose by, and which to hold out: each in
+    growing order, and drawn from all, as images often come class by class."""
     if n < MIN_IMAGES:
         raise DataError(f"images: got {n}, wanted at least {MIN_IMAGES}: one to train on and one held out")
     held = min(max(round(n * share), 1), n - 1)
     order = np.random.default_rng(seed).permutation(n)
-    return np.sort(order[held:]), np.sort(order[:held])
+    held_out, aside, kept = np.split(order, [held, min(held + validation, n)])
+    return np.concatenate([np.sort(kept), np.sort(aside)]), np.sort(held_out)
 
 
 def _has_parts(path: Path) -> bool:

@@ -98,8 +98,9 @@ def _announce(dataset: Dataset, training: TrainingState) -> None:
         say(warning)
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
     shape = "x".join(map(str, dataset.image_shape))
+    classes = f" in {dataset.classes} classes" if dataset.classes else ""
     say(
-        f"{dataset.name}: {len(dataset.train)} images of {shape} to train on, {len(dataset.test)} held out; "
+        f"{dataset.name}: {len(dataset.train)} images of {shape}{classes} to train on, {len(dataset.test)} held out; "
         f"{parameters} parameters; {training.fabric.device}, {training.fabric._precision.precision}"
     )
 
@@ -243,6 +244,7 @@ class _Run:
             **self.training.to_checkpoint(),
             "config": to_dict(self.config),
             "data_sha256": self.dataset.digest,
+            "labels_sha256": self.dataset.labels_digest,
             "log_bytes": self.log.sync(),
         }
         checkpoint.save(self.folder / run.CHECKPOINTS, self.training.step, saved)

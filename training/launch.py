@@ -194,7 +194,7 @@ def _interrupt(processes: Sequence[_Process]) -> None:
     """Pass Ctrl-C on and let them end; another Ctrl-C does not wait."""
     for each in processes:
         with contextlib.suppress(ProcessLookupError):
-            each.process.send_signal(signal.SIGINT)
+            each.process.send_signal(signal.SIGTERM)  # SIGINT may be ignored, as `&` in scripts has it
     until = time.monotonic() + _GRACE_S
     with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
         for each in processes:

@@ -28,6 +28,7 @@ from training.images import Allocate, Images, Size, fit, in_memory, is_grey
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_FILE_BYTES = 256 << 20
 _MAX_NAMED = 5
+_PARTS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 _BAR_FROM = 2000  # a set that decodes in a second needs no progress bar
 _ORIENTATION = 0x0112  # EXIF; 5 to 8 are turned by a quarter
 # What Pillow and zipfile raise for files that are broken, too large, encrypted, or not what their names say
@@ -185,6 +186,11 @@ def _classes(names: Sequence[str]) -> tuple[NDArray[np.int64] | None, tuple[str,
         images_of[parts[common] if len(parts) > common else ""].append(index)
     if "" in images_of or len(images_of) < 2:
         return None, ()
+    if {name.lower() for name in images_of} <= _PARTS:
+        raise DataError(
+            f"images: got the folders {', '.join(sorted(images_of))}, which are no classes: name one of them as "
+            "the data, of which test images are held out"
+        )
     labels = np.empty(len(names), np.int64)
     for label, class_name in enumerate(sorted(images_of)):
         labels[images_of[class_name]] = label

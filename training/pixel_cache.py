@@ -31,7 +31,7 @@ from training.disk import sync_folder, write_synced
 from training.errors import DataError
 from training.images import Allocate, Images, Split, digest
 
-_FORMAT = 1
+_FORMAT = 2
 _ABOUT = "about.json"
 _CHUNK_BYTES = 2 << 20
 

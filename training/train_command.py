@@ -142,7 +142,7 @@ _FLAGS: dict[str, tuple[str, str, Callable[[str], Any], str | None, str]] = {
     "--image-size": ("data", "image_size", _size, "HxW", "resize and crop all images to this size (64, or 64x48)"),
     "--channels": ("data", "channels", int, "1|3", "make all images grey (1) or RGB (3); default: as the files are"),
     "--max-bad-share": ("data", "max_bad_share", float, "SHARE", "share of unreadable files to put up with (0.05)"),
-    "--validation": ("data", "validation", int, "N", "set the last N training images aside, to choose by"),
+    "--validation": ("data", "validation", int, "N", "set N training images aside, to choose by"),
     "--cache": (
         "data",
         "cache",

@@ -20,7 +20,8 @@ from training.model import VAE
 from training.prior import FittedPrior
 from training.progress import say
 
-_MOST_IMAGES, _MOST_PIXELS = 8192, 1 << 24  # to calibrate with: more change nothing, and large ones take minutes
+_LEAST_IMAGES, _MOST_IMAGES = 512, 8192  # to calibrate with: statistics of few are no good, of more no better
+_ENOUGH_PIXELS = 1 << 24
 _MAY_CHANGE = (("data", "path"), ("data", "cache"), ("run", "device"), ("run", "devices"), ("run", "nodes"))
 
 
@@ -57,7 +58,8 @@ def load(folder: Path, data_path: str | None = None) -> Trained:
 
 def to_calibrate(dataset: Dataset) -> Images:
     """The training images that statistics are measured on."""
-    return dataset.train.spread(min(_MOST_IMAGES, _MOST_PIXELS // math.prod(dataset.image_shape[:2])))
+    enough = _ENOUGH_PIXELS // math.prod(dataset.image_shape[:2])
+    return dataset.train.spread(min(_MOST_IMAGES, max(_LEAST_IMAGES, enough)))
 
 
 def _fitted_prior(folder: Path, step: int) -> FittedPrior | None:
@@ -84,8 +86,11 @@ def check(saved: Mapping[str, Any], config: Config, dataset: Dataset) -> None:
             if (section, key) not in _MAY_CHANGE and now.get(section, {}).get(key) != value:
                 got = now.get(section, {}).get(key)
                 raise CheckpointError(f"config.toml: {section}.{key}: got {got}, the run was trained with {value}")
-    if dataset.digest != saved["data_sha256"]:
+    got, wanted = dataset.digest, saved["data_sha256"]
+    if config.model.conditional and got == wanted:
+        got, wanted = str(dataset.labels_digest), str(saved.get("labels_sha256", dataset.labels_digest))
+    if got != wanted:
         raise CheckpointError(
-            f"{dataset.name}: these are other images than the run was begun with: "
-            f"got SHA-256 {dataset.digest[:12]}, wanted {saved['data_sha256'][:12]}"
+            f"{dataset.name}: these are other images or labels than the run was begun with: "
+            f"got SHA-256 {got[:12]}, wanted {wanted[:12]}"
         )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from training.attributes.study import Attribute
     from training.data import Dataset
 
+_FEW = 0.5  # of edits
 _EPILOG = """\
 examples:
   latentry attributes models/faces/1 --data faces.zip --table attributes.csv --names eyeglasses,smiling
@@ -91,14 +92,8 @@ def _images(manifest: Manifest, path: str) -> Dataset:
         raise ConfigError(f"--data: {shapes}, as the model takes")
     if manifest.classes:
         data.require_labels(dataset)
-    about = manifest.provenance.get("data")
-    wanted = str(about.get("sha256")) if isinstance(about, dict) else "nothing"
-    if dataset.digest != wanted:
-        print(
-            f"latentry: warning: {path}: these are other images than {manifest.name} was trained on: got SHA-256 "
-            f"{dataset.digest[:12]}, wanted {wanted[:12]}",
-            file=sys.stderr,
-        )
+    if warning := held_out.others(manifest, dataset):
+        print(f"latentry: warning: {warning}", file=sys.stderr)
     return dataset
 
 
@@ -107,6 +102,8 @@ def _presence(args: argparse.Namespace, dataset: Dataset, manifest: Manifest) ->
     from training.attributes.subject import divided
 
     parts = [part for part in (dataset.train, dataset.validation, dataset.test) if part is not None]
+    if args.table is None and manifest.classes:
+        raise ConfigError(f"--table: got none; the classes are no attributes of {manifest.name}, which is told them")
     if args.table is None:
         whole = table.of_classes(
             [part.labels for part in parts if part.labels is not None], dataset.labels or manifest.labels
@@ -129,3 +126,6 @@ def _print(attribute: Attribute) -> None:
     print(f"{attribute.name}: difference of {attribute.way}, amount {attribute.amount:g}")
     for name, value in attribute.figures.items():
         print(f"  {name:<28}{value:>10.3f}" if value % 1 else f"  {name:<28}{value:>10.0f}")
+    *_, added = (value for name, value in attribute.figures.items() if name.endswith("_added"))
+    if added < _FEW:
+        print(f"latentry: warning: {attribute.name}: seen in {added:.0%} of edits only: hardly added", file=sys.stderr)

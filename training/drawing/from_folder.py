@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import numpy as np
 from latentry import manifest as manifests
 from latentry.manifest import Manifest, ManifestError
 from training import data
-from training.config import DataConfig
 from training.data import Dataset
 from training.drawing.subject import Labels, Latents, Pixels, Subject, seen_by
 from training.errors import DataError, RunError
+from training.evaluation import held_out
+from training.progress import say
 
 _SEED = 3
 
@@ -49,12 +51,12 @@ def from_folder(folder: Path, data_path: str | None = None) -> Subject:
 def _dataset(manifest: Manifest, path: str) -> Dataset:
     """Images made to fit the model, and split as the run split them where the source has no test images of its own."""
     height, width, channels = manifest.image_shape
-    config = manifest.provenance.get("config", {})
-    share = config.get("data", {}).get("holdout", DataConfig().holdout)
-    seed = manifest.provenance.get("seed", 0)
-    if not isinstance(share, float) or not isinstance(seed, int):
-        raise RunError(f"provenance: got holdout {share!r} and seed {seed!r}, wanted two numbers")
-    dataset = data.load(DataConfig(path=path, image_size=(height, width), channels=channels, holdout=share), seed)
+    config = held_out.config_of(manifest)
+    fitting = replace(config.data, path=str(Path(path).expanduser()), image_size=(height, width), channels=channels)
+    dataset = data.load(fitting, config.run.seed)
+    warning = held_out.others(manifest, dataset)
+    if warning and not held_out.tests_alone(manifest, Path(path).expanduser()):
+        say(f"latentry: warning: {warning}")
     labels = dataset.test.labels
     if manifest.classes and (labels is None or labels.max() >= manifest.classes):
         got = "no labels" if labels is None else f"label {labels.max()}"

@@ -66,7 +66,9 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     depth.add_argument("--full", action="store_true", help="for a run: all that a model folder is measured for")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures to this file")
     parser.add_argument("--record", action="store_true", help="also write them into the folder's manifest and card")
-    parser.add_argument("--save-images", metavar="NPZ", type=Path, help="also write the images to this file")
+    parser.add_argument(
+        "--save-images", metavar="NPZ", type=Path, help="also write the images, as they are, to this file"
+    )
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
@@ -79,6 +81,10 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, flag)
         if value is not None and not 1 <= value <= most:
             raise ConfigError(f"--{flag.replace('_', '-')}: got {value}, wanted a whole number from 1")
+    for flag in ("json", "save_images"):  # not to be told after an hour
+        path = getattr(args, flag)
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ConfigError(f"--{flag.replace('_', '-')}: got {path}, wanted a file in a folder that is there")
     if not 0 <= args.seed < 2**32:
         raise ConfigError(f"--seed: got {args.seed}, wanted 0 to {2**32 - 1}")
     if _is_model(args.model):
@@ -100,12 +106,22 @@ def _evaluate(args: argparse.Namespace) -> None:
     _check(args)
     manifest, graphs, parts, about = (_of_folder if _is_model(args.model) else _of_run)(args)
     # figures in a card are taken for those of all test images, so that only these may stand there
-    if args.record and (parts.warning or args.images is not None or args.part != "test"):
-        why = parts.warning or f"--images {args.images}, --part {args.part}"
+    if args.record and (parts.warning or _differs(args)):
+        why = parts.warning or ", ".join(_differs(args))
         raise ConfigError(f"--record: got {why}; wanted all test images that the model was published with")
+    if args.record:
+        from training.evaluation.record import files_in
+
+        files_in(args.model)  # what cannot be published anew is told at once
     if parts.warning:
         print(f"latentry: warning: {parts.warning}", file=sys.stderr)
     _write(args, manifest, _measured(args, manifest, graphs, parts, about), parts)
+
+
+def _differs(args: argparse.Namespace) -> list[str]:
+    """The flags with which figures are not of what those of a card are."""
+    usual = {"images": (None,), "part": ("test",), "binarize": (None, "dynamic"), "seed": (0,)}
+    return [f"--{name} {getattr(args, name)}" for name, values in usual.items() if getattr(args, name) not in values]
 
 
 def _of_folder(args: argparse.Namespace) -> _Subject:
@@ -143,7 +159,7 @@ def _measured(
     from training.evaluation.report import Report
 
     quick = args.quick or not (_is_model(args.model) or args.full)
-    k, k_images = args.k or (0 if quick else _K), args.k_images
+    k, k_images = args.k or (0 if quick and args.k_images is None else _K), args.k_images
     if args.k is None and k_images is None:
         k_images = _K_IMAGES
     options = Options(k, k_images, args.images, args.binarize, args.seed, quick)
@@ -159,13 +175,13 @@ def _measured(
 
 def _write(args: argparse.Namespace, manifest: Manifest, report: Report, parts: Parts) -> None:
     print(report.to_text())
-    if args.save_images:
-        npz.write(args.save_images, parts.scored)
-    if args.json:
-        write_atomically(args.json, (report.to_json() + "\n").encode())
-    if not _is_model(args.model):
-        write_atomically(args.model / run.EVALUATION, (report.to_flat_json() + "\n").encode())
     if args.record:
         from training.evaluation.record import record
 
         record(args.model, manifest, report.about, report.figures())
+    if not _is_model(args.model):
+        write_atomically(args.model / run.EVALUATION, (report.to_flat_json() + "\n").encode())
+    if args.json:
+        write_atomically(args.json, (report.to_json() + "\n").encode())
+    if args.save_images:
+        npz.write(args.save_images, parts.scored.part(0, report.about["images"]))

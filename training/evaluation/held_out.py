@@ -34,9 +34,8 @@ def find(manifest: Manifest, path: Path, part: str) -> Parts:
     Raises `DataError` if there are none or if they do not fit the model. Other images than the model's own are taken,
     with a warning.
     """
-    own = _mapping(manifest.provenance, "data")
     config = config_of(manifest)
-    if own.get("split") == _OWN_SPLIT and path.is_dir() and idx.parts(path) == ["t10k"]:
+    if tests_alone(manifest, path):
         if part != "test":
             raise DataError(f"--part: got {part}, but {path} holds only test images")
         read = idx.read(path, "t10k", in_memory)
@@ -45,14 +44,30 @@ def find(manifest: Manifest, path: Path, part: str) -> Parts:
         return checked(manifest, Parts(path.resolve().name, scored, None, warning))
     dataset = data.load(replace(config.data, path=str(path)), config.run.seed)
     parts = of_dataset(dataset, part)
-    if own.get("sha256") != dataset.digest:
-        parts.warning = (
-            f"{path}: these are other images than {manifest.name} was trained on: got SHA-256 {dataset.digest[:12]}, "
-            f"wanted {str(own['sha256'])[:12]}"
-            if "sha256" in own
-            else f"{manifest.name} does not say what it was trained on: perhaps on some of these images"
-        )
+    parts.warning = others(manifest, dataset)
     return checked(manifest, parts)
+
+
+def tests_alone(manifest: Manifest, path: Path) -> bool:
+    """Whether `path` holds test images, and none of those that the model was trained on."""
+    own_split = _mapping(manifest.provenance, "data").get("split") == _OWN_SPLIT
+    return own_split and path.is_dir() and idx.parts(path) == ["t10k"]
+
+
+def others(manifest: Manifest, dataset: Dataset) -> str:
+    """What is to be said if `dataset` is not what the model was trained on; "" if it is."""
+    own = _mapping(manifest.provenance, "data")
+    if "sha256" not in own:
+        return f"{manifest.name} does not say what it was trained on: perhaps on some of these images"
+    got, wanted = dataset.digest, str(own["sha256"])
+    if manifest.classes and got == wanted:
+        got, wanted = str(dataset.labels_digest), str(own.get("labels_sha256", dataset.labels_digest))
+    if got == wanted:
+        return ""
+    return (
+        f"{dataset.name}: these are other images or labels than {manifest.name} was trained on: "
+        f"got SHA-256 {got[:12]}, wanted {wanted[:12]}"
+    )
 
 
 def of_dataset(dataset: Dataset, part: str) -> Parts:

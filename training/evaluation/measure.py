@@ -129,7 +129,8 @@ def _elbo(subject: Subject) -> Section:
     for prior, kl in parts.kl.items():
         mean, error = bound.mean_and_error(parts.reconstruction - kl)
         _finite("the ELBO", mean)
-        _not_negative(f"the KL from {prior}", *bound.mean_and_error(kl))
+        if len(scored) >= _LEAST:
+            _not_negative(f"the KL from {prior}", *bound.mean_and_error(kl))
         suffix = _suffix(subject, prior)
         figures |= {f"elbo{suffix}": mean, f"elbo{suffix}_standard_error": error}
         if not suffix:
@@ -196,6 +197,9 @@ def _latents(subject: Subject) -> Section:
 def _accuracies(subject: Subject, notes: list[str]) -> dict[str, float]:
     """What the latents tell of the classes, if there are any."""
     train, labels = subject.parts.train, subject.labels
+    if subject.graphs.conditional:
+        notes.append("no accuracies: the encoder is told the classes")
+        return {}
     if subject.parts.scored is train:
         notes.append("no accuracies: these are the images that they would be fitted to")
         return {}

@@ -30,7 +30,7 @@ def record(folder: Path, measured: Manifest, about: Mapping[str, object], figure
             raise ExportError(f"{folder}: {graph} is another than was measured; nothing was recorded")
     if (before.likelihood, before.prior) != (measured.likelihood, measured.prior):
         raise ExportError(f"{folder}: likelihood or prior is another than was measured; nothing was recorded")
-    files = _files(folder)
+    files = files_in(folder)
     kept = _exported(before)
     added = {name: value for name, value in figures.items() if name.removesuffix(ERROR) not in kept}
     after = replace(before, evaluation={**before.evaluation, **added})
@@ -47,7 +47,8 @@ def _section(manifest: Manifest, about: Mapping[str, object]) -> str:
     figures = {name: value for name, value in manifest.evaluation.items() if name not in exported}
     left_out = ("parity_", "attribute_")
     shown = sorted(name for name in figures if not name.startswith(left_out) and not name.endswith(ERROR))
-    table = "\n".join(f"| {name} | {number(figures[name])}{_error(figures, name)} |" for name in shown)
+    rows = (f"| {name}{_of(manifest, name)} | {number(figures[name])}{_error(figures, name)} |" for name in shown)
+    table = "\n".join(rows)
     of_what = ", ".join(f"{name}: {about[name]}" for name in _ABOUT if name in about)
     return f"""\
 {_HEADING}
@@ -63,6 +64,12 @@ classifier of our own, and comparable only among models measured so.
 """
 
 
+def _of(manifest: Manifest, name: str) -> str:
+    """On how many images, if on fewer than the others."""
+    images = manifest.evaluation.get(f"{name}_images")
+    return "" if images in (None, manifest.evaluation.get("images")) else f" (the first {images:,.0f} images)"
+
+
 def _error(figures: Mapping[str, float], name: str) -> str:
     error = figures.get(name + ERROR)
     return "" if error is None else f" ± {error:.2g}"
@@ -74,7 +81,7 @@ def _exported(manifest: Manifest) -> set[str]:
     return names & set(manifest.evaluation)
 
 
-def _files(folder: Path) -> dict[str, bytes]:
+def files_in(folder: Path) -> dict[str, bytes]:
     """All that lies in the folder, whether the manifest lists it or not."""
     files = {}
     for path in folder.iterdir():

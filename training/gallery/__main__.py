@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from latentry.manifest import ManifestError
 from training.disk import write_atomically
 from training.errors import RunError, TrainingError
 from training.gallery import blur, classes, faces, gaps, kl, noise, overfit, page, ring, sizes, subspaces
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     given = None if args.faces is None else (args.faces, args.faces_model)
     try:
         make(given, args.out, Workshop(args.data, args.work, args.share))
-    except TrainingError as error:
+    except (TrainingError, ManifestError) as error:
         sys.stderr.write(f"gallery: error: {error}\n")
         return EXIT_FAILED
     except KeyboardInterrupt:
@@ -52,6 +53,8 @@ def make(given: Faces | None, out: Path, workshop: Workshop) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out}: cannot be made: {error.strerror}") from error
+    if given is not None:
+        faces.check(*given)  # the last chapter: not to fail after all the others
     numbers = page.read_numbers(out)
     for name, make_chapter in chapters(workshop, given):
         say(f"gallery: {name}")

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentry import manifest as manifests
-from latentry.manifest import DECODER_FILE, ENCODER_FILE
+from latentry.manifest import DECODER_FILE, ENCODER_FILE, ModelFolder
 from training.attributes import picture_probe, table
 from training.attributes.picture_probe import PictureProbe
 from training.attributes.subject import divided
@@ -21,6 +21,7 @@ from training.drawing.canvas import PALETTE, labelled, new_figure, one_axes, png
 from training.errors import DataError
 from training.evaluation import held_out
 from training.evaluation.graphs import Graphs
+from training.evaluation.held_out import Parts
 from training.gallery.workshop import Chapter
 
 _ATTRIBUTE = "eyeglasses"
@@ -40,12 +41,9 @@ def glasses(folder: Path, model: Path, pictures_in: Path) -> Chapter:
     `folder` holds the faces that it was trained on, images.zip and attributes.csv. Raises `DataError` if the model has
     no such direction, or if the faces or their table are not there.
     """
-    about = manifests.read(model)
-    if _ATTRIBUTE not in about.manifest.attributes:
-        raise DataError(f"{model}: got no attribute {_ATTRIBUTE}, wanted it: run latentry attributes first")
+    about, parts = check(folder, model)
     vector = np.array(about.manifest.attributes[_ATTRIBUTE], np.float32)
     graphs = Graphs(about.manifest, {ENCODER_FILE: about.encoder, DECODER_FILE: about.decoder}, "auto")
-    parts = held_out.find(about.manifest, folder / "images.zip", "test")
     assert parts.train is not None  # noqa: S101 - pictures have no test set alone
     whole, _ = table.presence(
         table.read(folder / "attributes.csv"),
@@ -60,6 +58,17 @@ def glasses(folder: Path, model: Path, pictures_in: Path) -> Chapter:
     judge = picture_probe.fit(parts.train.pixels, known, train[known] == 1, _SEED)
     having, without = (parts.scored.pixels[test == value] for value in (1, 0))
     return _measured(graphs, vector, judge, having, without, pictures_in)
+
+
+def check(folder: Path, model: Path) -> tuple[ModelFolder, Parts]:
+    """The model and its faces, as `glasses` wants them."""
+    about = manifests.read(model)
+    if _ATTRIBUTE not in about.manifest.attributes:
+        raise DataError(f"{model}: got no attribute {_ATTRIBUTE}, wanted it: run latentry attributes first")
+    parts = held_out.find(about.manifest, folder / "images.zip", "test")
+    if parts.warning:  # faces that are held out here may have been trained on
+        raise DataError(parts.warning)
+    return about, parts
 
 
 def _measured(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from training import config_file, data, run
+from training import checkpoint, config_file, data, run
 from training.config import Config, DataConfig
 from training.data import Dataset
 from training.drawing.curves import read_events
@@ -81,4 +81,5 @@ def _is_finished(folder: Path, config: Config) -> bool:
     log = folder / run.LOG
     events = read_events(log) if log.exists() else []
     epochs = 1 if config.model.kind == "pca" else config.run.epochs
-    return any(event.get("event") == "epoch" and event["epoch"] == epochs for event in events)
+    ended = [event["step"] for event in events if event.get("event") == "epoch" and event["epoch"] == epochs]
+    return bool(ended) and checkpoint.newest_step(folder / run.CHECKPOINTS) == ended[-1]
