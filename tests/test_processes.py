@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -38,7 +39,12 @@ def start(images: Path, out: Path, *flags: str, torchrun: bool = False) -> subpr
     by_torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if torchrun else []
     command = [sys.executable, *by_torchrun, "-m", "latentry", "train", *FLAGS, "--data", str(images)]
     command += ["--out", str(out), *([] if torchrun else ["--devices", "2"]), *flags]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ONE_THREAD)
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ONE_THREAD, preexec_fn=_heed
+    )
+
+
+_heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # whatever the tests were started with
 
 
 def ended(process: subprocess.Popen[str], within_s: float = 150) -> str:
