@@ -15,7 +15,7 @@ from training_fixtures import fashion_images, fashion_labels, small_run, small_s
 
 from training import config_file, data, model, trained
 from training.config import Config, ModelConfig, ObjectiveConfig
-from training.errors import DataError
+from training.errors import DataError, RunError
 from training.evaluate import evaluate as evaluate_in_torch
 from training.evaluation import bound, evaluate_command, from_run
 from training.evaluation.bound import Scored
@@ -124,6 +124,15 @@ def test_a_conditional_model_needs_labels_that_it_knows(tmp_path: Path) -> None:
         checked(manifest, Parts("bare", Images(pixels), None))
     with pytest.raises(DataError, match="got class 19, wanted classes below 10"):
         checked(manifest, Parts("other", Images(pixels, labels + 10), None))
+
+
+def test_an_encoder_that_gives_nan_is_named(tmp_path: Path) -> None:
+    source = untrained(tmp_path, DENSE, ObjectiveConfig())
+    for parameter in source.model.encoder.parameters():
+        parameter.data.fill_(np.nan)
+    about, files = from_run.in_memory(source)
+    with pytest.raises(RunError, match="the encoder's output: got NaN or infinity, wanted finite numbers"):
+        Graphs(about, files, "cpu").encode(fashion_images()[:5, ..., np.newaxis])
 
 
 def test_bernoulli_from_the_graphs_mean_is_bernoulli_from_logits(tmp_path: Path) -> None:

@@ -158,8 +158,12 @@ class TestFaces:
         assert main(["attributes", str(model), *map(str, flags)]) == 0
         return model
 
+    def glasses(self, folder: Path, model: Path) -> Chapter:
+        read = faces.read(folder / "images.zip", model)
+        return faces.glasses(*read, folder / "attributes.csv", folder / "work")
+
     def test_what_is_added_is_seen_more_with_each_step(self, folder: Path) -> None:
-        chapter = faces.glasses(folder, self.model(folder), folder / "work")
+        chapter = self.glasses(folder, self.model(folder))
         numbers = chapter.numbers
         assert (numbers["faces_held_out_yes"], numbers["faces_held_out_no"]) == (14, 16)
         assert numbers["faces_judge_right"] > 0.9
@@ -171,14 +175,14 @@ class TestFaces:
 
     def test_a_model_without_the_direction_is_refused(self, folder: Path) -> None:
         with pytest.raises(DataError, match="no attribute eyeglasses, wanted it: run latentry attributes first"):
-            faces.glasses(folder, ROOT / "models" / "fashion" / "1", folder / "work")
+            self.glasses(folder, ROOT / "models" / "fashion" / "1")
 
     def test_other_faces_than_the_models_are_refused(self, folder: Path) -> None:
         model = self.model(folder)
         with zipfile.ZipFile(folder / "images.zip", "a") as archive:
             archive.write(folder / "one.png", "more.png")
         with pytest.raises(DataError, match="these are other images or labels than fashion was trained on"):
-            faces.glasses(folder, model, folder / "work")
+            self.glasses(folder, model)
 
     def test_one_of_the_two_flags_is_refused(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):

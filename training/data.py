@@ -56,6 +56,14 @@ class Dataset:
             sha256.update(np.asarray(part.labels, np.int64).tobytes())
         return sha256.hexdigest()
 
+    def differs(self, sha256: str, labels_sha256: str | None) -> str:
+        """How these images are others than those of the digest `sha256`, or their labels others than those of
+        `labels_sha256` where labels matter and were recorded; "" if neither."""
+        got, wanted = self.digest, sha256
+        if got == wanted and labels_sha256 is not None:
+            got, wanted = str(self.labels_digest), labels_sha256
+        return "" if got == wanted else f"got SHA-256 {got[:12]}, wanted {wanted[:12]}"
+
     @property
     def held_out(self) -> Images:
         """The images to look at while a model is trained: those set aside to choose by, or else the test images."""

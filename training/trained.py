@@ -86,11 +86,6 @@ def check(saved: Mapping[str, Any], config: Config, dataset: Dataset) -> None:
             if (section, key) not in _MAY_CHANGE and now.get(section, {}).get(key) != value:
                 got = now.get(section, {}).get(key)
                 raise CheckpointError(f"config.toml: {section}.{key}: got {got}, the run was trained with {value}")
-    got, wanted = dataset.digest, saved["data_sha256"]
-    if config.model.conditional and got == wanted:
-        got, wanted = str(dataset.labels_digest), str(saved.get("labels_sha256", dataset.labels_digest))
-    if got != wanted:
-        raise CheckpointError(
-            f"{dataset.name}: these are other images or labels than the run was begun with: "
-            f"got SHA-256 {got[:12]}, wanted {wanted[:12]}"
-        )
+    labels_sha256 = saved.get("labels_sha256") if config.model.conditional else None
+    if how := dataset.differs(saved["data_sha256"], labels_sha256):
+        raise CheckpointError(f"{dataset.name}: these are other images or labels than the run was begun with: {how}")

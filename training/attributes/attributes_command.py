@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,8 +84,7 @@ def _images(manifest: Manifest, path: str) -> Dataset:
     from training import data
     from training.evaluation import held_out
 
-    config = held_out.config_of(manifest)
-    dataset = data.load(replace(config.data, path=str(Path(path).expanduser())), config.run.seed)
+    dataset = held_out.load(manifest, Path(path))
     if dataset.image_shape != tuple(manifest.image_shape):
         shapes = f"got images of shape {list(dataset.image_shape)}, wanted {list(manifest.image_shape)}"
         raise ConfigError(f"--data: {shapes}, as the model takes")

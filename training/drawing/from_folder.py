@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 
 from latentry import manifest as manifests
 from latentry.manifest import Manifest, ManifestError
-from training import data
 from training.data import Dataset
 from training.drawing.subject import Labels, Latents, Pixels, Subject, seen_by
 from training.errors import DataError, RunError
@@ -51,9 +49,7 @@ def from_folder(folder: Path, data_path: str | None = None) -> Subject:
 def _dataset(manifest: Manifest, path: str) -> Dataset:
     """Images made to fit the model, and split as the run split them where the source has no test images of its own."""
     height, width, channels = manifest.image_shape
-    config = held_out.config_of(manifest)
-    fitting = replace(config.data, path=str(Path(path).expanduser()), image_size=(height, width), channels=channels)
-    dataset = data.load(fitting, config.run.seed)
+    dataset = held_out.load(manifest, Path(path), image_size=(height, width), channels=channels)
     warning = held_out.others(manifest, dataset)
     if warning and not held_out.tests_alone(manifest, Path(path).expanduser()):
         say(f"latentry: warning: {warning}")

@@ -20,7 +20,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it whe
 import onnxruntime
 
 from latentry.manifest import DECODER_FILE, DENSITY_FILE, ENCODER_FILE, PRIOR_FILE, Manifest, ManifestError
-from training.errors import ConfigError
+from training.errors import ConfigError, RunError
 
 _VALUES_CPU = 400_000  # pixel values decoded at a time: 512 images of 28x28, which fit the cache with what they need
 _VALUES_CUDA = 8_000_000
@@ -99,7 +99,8 @@ class Graphs:
         return max(_LEAST_ROWS, values // math.prod(self.manifest.image_shape))
 
     def encode(self, images: NDArray[np.uint8], labels: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor]:
-        """uint8 (N, H, W, C) -> mean and logvar of q(z|x), each (N, Z), on the CPU."""
+        """uint8 (N, H, W, C) -> mean and logvar of q(z|x), each (N, Z), on the CPU. Raises `RunError` if they are not
+        finite."""
         parts = []
         for start in range(0, len(images), self.rows):
             end = start + self.rows
@@ -107,8 +108,10 @@ class Graphs:
             feeds = {"images": batch, **self._labels(self._encoder, labels, slice(start, end))}
             run = self._encoder.run(feeds, ["mean", "logvar"])
             parts.append([output.cpu().clone() for output in run])
-        means, logvars = zip(*parts, strict=True)
-        return torch.cat(means), torch.cat(logvars)
+        means, logvars = map(torch.cat, zip(*parts, strict=True))
+        if not (means.isfinite().all() and logvars.isfinite().all()):
+            raise RunError("the encoder's output: got NaN or infinity, wanted finite numbers: the model is broken")
+        return means, logvars
 
     def decode(self, latents: Tensor, labels: Tensor | None = None, output: str = "") -> Tensor:
         """(N, Z) -> (N, H, W, ...): `output`, or what the likelihood needs: parameters if there are any, else mean.

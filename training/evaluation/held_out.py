@@ -42,10 +42,16 @@ def find(manifest: Manifest, path: Path, part: str) -> Parts:
         scored = read.fitted(config.data.image_size, config.data.channels, in_memory)
         warning = f"{path} holds the test images alone: what needs training images is left out"
         return checked(manifest, Parts(path.resolve().name, scored, None, warning))
-    dataset = data.load(replace(config.data, path=str(path)), config.run.seed)
+    dataset = load(manifest, path)
     parts = of_dataset(dataset, part)
     parts.warning = others(manifest, dataset)
     return checked(manifest, parts)
+
+
+def load(manifest: Manifest, path: Path, **changes: Any) -> Dataset:
+    """The images at `path`, split as when the model was trained; `changes` are of keys of [data]."""
+    config = config_of(manifest)
+    return data.load(replace(config.data, path=str(path.expanduser()), **changes), config.run.seed)
 
 
 def tests_alone(manifest: Manifest, path: Path) -> bool:
@@ -59,15 +65,9 @@ def others(manifest: Manifest, dataset: Dataset) -> str:
     own = _mapping(manifest.provenance, "data")
     if "sha256" not in own:
         return f"{manifest.name} does not say what it was trained on: perhaps on some of these images"
-    got, wanted = dataset.digest, str(own["sha256"])
-    if manifest.classes and got == wanted:
-        got, wanted = str(dataset.labels_digest), str(own.get("labels_sha256", dataset.labels_digest))
-    if got == wanted:
-        return ""
-    return (
-        f"{dataset.name}: these are other images or labels than {manifest.name} was trained on: "
-        f"got SHA-256 {got[:12]}, wanted {wanted[:12]}"
-    )
+    labels_sha256 = own.get("labels_sha256") if manifest.classes else None
+    how = dataset.differs(str(own["sha256"]), labels_sha256)
+    return how and f"{dataset.name}: these are other images or labels than {manifest.name} was trained on: {how}"
 
 
 def of_dataset(dataset: Dataset, part: str) -> Parts:

@@ -60,7 +60,6 @@ class Subject:
         self.pixels = parts.scored.pixels[:n]
         self.labels = None if parts.scored.labels is None else parts.scored.labels[:n]
         self.scored = self.encode(observed, self.labels)
-        _finite("the encoder's output", float(self.scored.mean.sum() + self.scored.logvar.sum()))
         self.log_prob: LogProb = log_prob_of(
             graphs.manifest.likelihood, graphs.manifest.image_shape[2], graphs.parameters
         )

@@ -53,8 +53,6 @@ def make(given: Faces | None, out: Path, workshop: Workshop) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out}: cannot be made: {error.strerror}") from error
-    if given is not None:
-        faces.check(*given)  # the last chapter: not to fail after all the others
     numbers = page.read_numbers(out)
     for name, make_chapter in chapters(workshop, given):
         say(f"gallery: {name}")
@@ -93,7 +91,9 @@ def chapters(workshop: Workshop, given: Faces | None) -> list[tuple[str, Callabl
         ("classes", lambda: judged(classes.conditional)),
     ]
     if given is not None:
-        found.append(("faces", lambda: faces.glasses(*given, workshop.folder)))
+        folder, model = given
+        read = faces.read(folder / "images.zip", model)  # now: not to fail after all the other chapters
+        found.append(("faces", lambda: faces.glasses(*read, folder / "attributes.csv", workshop.folder)))
     return found
 
 

@@ -35,18 +35,14 @@ Pixels = NDArray[np.uint8]
 Latents = NDArray[np.float32]
 
 
-def glasses(folder: Path, model: Path, pictures_in: Path) -> Chapter:
-    """Walk along the direction that `latentry attributes` found for the model folder `model`, on held-out faces.
-
-    `folder` holds the faces that it was trained on, images.zip and attributes.csv. Raises `DataError` if the model has
-    no such direction, or if the faces or their table are not there.
-    """
-    about, parts = check(folder, model)
+def glasses(about: ModelFolder, parts: Parts, attributes: Path, pictures_in: Path) -> Chapter:
+    """Walk along the direction that `latentry attributes` found for a model, on held-out faces: what `read` gives, and
+    their table."""
     vector = np.array(about.manifest.attributes[_ATTRIBUTE], np.float32)
     graphs = Graphs(about.manifest, {ENCODER_FILE: about.encoder, DECODER_FILE: about.decoder}, "auto")
     assert parts.train is not None  # noqa: S101 - pictures have no test set alone
     whole, _ = table.presence(
-        table.read(folder / "attributes.csv"),
+        table.read(attributes),
         parts.train.names + parts.scored.names,
         _YES_ABOVE,
         _NO_BELOW,
@@ -60,12 +56,15 @@ def glasses(folder: Path, model: Path, pictures_in: Path) -> Chapter:
     return _measured(graphs, vector, judge, having, without, pictures_in)
 
 
-def check(folder: Path, model: Path) -> tuple[ModelFolder, Parts]:
-    """The model and its faces, as `glasses` wants them."""
+def read(faces: Path, model: Path) -> tuple[ModelFolder, Parts]:
+    """The model folder `model`, and the faces that it was trained on.
+
+    Raises `DataError` if it has no direction for glasses, or if these are other faces.
+    """
     about = manifests.read(model)
     if _ATTRIBUTE not in about.manifest.attributes:
         raise DataError(f"{model}: got no attribute {_ATTRIBUTE}, wanted it: run latentry attributes first")
-    parts = held_out.find(about.manifest, folder / "images.zip", "test")
+    parts = held_out.find(about.manifest, faces, "test")
     if parts.warning:  # faces that are held out here may have been trained on
         raise DataError(parts.warning)
     return about, parts
