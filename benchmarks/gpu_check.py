@@ -73,8 +73,8 @@ def _check(folder: ModelFolder, device: Device, seconds: float) -> bool:
     agree = [_agrees(kind, theirs[kind], ours[kind], rows, wanted) for kind, (rows, wanted) in checks.items()]
     in_torch = _torch(folder, device, images, theirs["encoder"])
     for kind, graph, data, rows, module in (
-        ("encode", ours["encoder"], folder.encoder, images, in_torch and in_torch[0]),
-        ("decode", ours["decoder"], folder.decoder, latents, in_torch and in_torch[1]),
+        ("encode", ours["encoder"], folder.graph("encoder"), images, in_torch and in_torch[0]),
+        ("decode", ours["decoder"], folder.graph("decoder"), latents, in_torch and in_torch[1]),
     ):
         _time(kind, graph, data, rows, module, device, seconds)
     return all(agree)

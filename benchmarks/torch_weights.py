@@ -22,7 +22,7 @@ from training.graphs import DecoderGraph, EncoderGraph, wrapped
 def graphs_of(folder: ModelFolder) -> tuple[EncoderGraph, DecoderGraph]:
     """Encoder and decoder as they were exported. Raises `ValueError` if the folder does not say how it was made."""
     vae = _build(folder.manifest)
-    for part, data in (("encoder", folder.encoder), ("decoder", folder.decoder)):
+    for part, data in (("encoder", folder.graph("encoder")), ("decoder", folder.graph("decoder"))):
         weights = {i.name: numpy_helper.to_array(i) for i in onnx.load_from_string(data).graph.initializer}
         _fill(getattr(vae, part), part, weights)
     return wrapped(vae)

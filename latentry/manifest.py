@@ -4,6 +4,7 @@
         manifest.json   this schema, with the SHA-256 of every other file
         encoder.onnx    images uint8 [N,H,W,C]  -> mean, logvar float32 [N,Z]
         decoder.onnx    latents float32 [N,Z]   -> images uint8 [N,H,W,C], mean float32 [N,H,W,C] in [0,1]
+        encoder.int8.onnx, decoder.int8.onnx    perhaps: the same in another precision, and so for fp16 and bf16
         prior.onnx      perhaps: noise float32 [N,K] -> latents [N,Z], fits the latents better than N(0, I)
         density.onnx    perhaps: latents [N,Z] -> log_prob float32 [N], that density in nats
         README.md       the model card
@@ -35,6 +36,8 @@ FLOW = "flow"
 DENSITY_FILE = "density.onnx"
 CARD_FILE = "README.md"
 PREVIEW_FILE = "preview.png"
+FP32 = "fp32"
+PRECISIONS = (FP32, "fp16", "bf16", "int8")
 
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_FILE_BYTES = 2 << 30  # what one protobuf message, and so one ONNX file, can hold
@@ -95,6 +98,8 @@ class Manifest:
     in nats unless their names say otherwise. `provenance` says where the model came from. `attributes` maps a name to
     a direction in latent space, one number per latent. `labels` names the classes of the data set, in order. The
     graphs of a conditional model also take the class, `labels` int64 [N], below `classes`; others have `classes` 0.
+    `variants` maps each precision beside fp32 that encoder and decoder come in to how far these are from fp32, measured
+    on held-out images.
 
     Raises `ManifestError` when a field does not make sense.
     """
@@ -112,6 +117,7 @@ class Manifest:
     labels: tuple[str, ...] = ()
     classes: int = 0
     prior: Prior | None = None
+    variants: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -142,22 +148,36 @@ class Manifest:
             _want(self.prior.kind in kinds, "prior.kind", self.prior.kind, " or ".join(kinds))
             dim, most = self.prior.noise_dim, 2 * self.latent_dim + 1
             _want(1 <= dim <= most, "prior.noise_dim", dim, f"1 to {most}, for {self.latent_dim} latents")
+        for precision in self.variants:
+            _want(precision in PRECISIONS[1:], "variants", precision, " or ".join(PRECISIONS[1:]))
+            for part in ("encoder", "decoder"):
+                file = graph_file(part, precision)
+                _want(
+                    file in self.files, "files", sorted(self.files), f"{file} among them, as variants has {precision}"
+                )
         for name, direction in self.attributes.items():
             self._check_latent_vector(f"attributes.{name}", direction)
 
     def _check_latent_vector(self, where: str, vector: tuple[float, ...]) -> None:
         _want(len(vector) == self.latent_dim, where, f"{len(vector)} numbers", f"{self.latent_dim}, one per latent")
 
-    def graph_metadata(self, graph: str) -> dict[str, str]:
-        """The key facts that the graph (`encoder` or `decoder`) repeats in its `metadata_props`.
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What encoder and decoder come in, fp32 first."""
+        return tuple(precision for precision in PRECISIONS if precision == FP32 or precision in self.variants)
+
+    def graph_metadata(self, graph: str, precision: str = FP32) -> dict[str, str]:
+        """The key facts that the graph (`encoder`, `decoder`, `prior` or `density`) repeats in its `metadata_props`.
 
         Export writes them and loading compares them, so that a lone .onnx file explains itself and cannot be
         mistaken for another model's.
         """
         height, width, channels = self.image_shape
         conditional = {"latentry.classes": str(self.classes)} if self.classes else {}
+        variant = {"latentry.precision": precision} if precision != FP32 else {}
         return {
             **conditional,
+            **variant,
             "latentry.format": str(FORMAT),
             "latentry.graph": graph,
             "latentry.image_shape": f"{height},{width},{channels}",
@@ -172,15 +192,22 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """A verified folder: its manifest, its digest, and the bytes of its graphs that the digests vouch for."""
+    """A verified folder: its manifest, its digest, and by file name the bytes of its graphs, which the digests vouch
+    for."""
 
     path: Path
     manifest: Manifest
     digest: str
-    encoder: bytes
-    decoder: bytes
-    prior: bytes | None = None
-    density: bytes | None = None
+    graphs: Mapping[str, bytes]
+
+    def graph(self, graph: str, precision: str = FP32) -> bytes:
+        """The ONNX file of `encoder`, `decoder`, `prior` or `density`. Raises `KeyError` if there is none."""
+        return self.graphs[graph_file(graph, precision)]
+
+
+def graph_file(graph: str, precision: str = FP32) -> str:
+    """The name of a graph's file. Priors and densities come in fp32 alone, so that equal seeds give equal latents."""
+    return f"{graph}.onnx" if precision == FP32 or graph in ("prior", "density") else f"{graph}.{precision}.onnx"
 
 
 def sha256(data: bytes) -> str:
@@ -214,6 +241,7 @@ def parse(text: str | bytes) -> Manifest:
     posterior = _get(raw, "aggregate_posterior", dict, optional=True)
     attributes = _get(raw, "attributes", dict, optional=True) or {}
     prior = _get(raw, "prior", dict, optional=True)
+    variants = _get(raw, "variants", dict, optional=True) or {}
     shape = _get(raw, "image_shape", list)
     _want(len(shape) == 3 and all(type(side) is int for side in shape), "image_shape", shape, "three integers H, W, C")
     labels = _get(raw, "labels", list, optional=True) or []
@@ -234,6 +262,7 @@ def parse(text: str | bytes) -> Manifest:
         labels=tuple(labels),
         classes=_get(raw, "classes", int, optional=True) or 0,
         prior=None if prior is None else _prior(prior),
+        variants={precision: _numbers_by_name(variants, precision) for precision in variants},
     )
 
 
@@ -266,17 +295,9 @@ def read(folder: Path) -> ModelFolder:
     for name, digest in manifest.files.items():
         data = _read_inside(folder, name, MAX_FILE_BYTES)
         _want(sha256(data) == digest, f"{folder / name}: SHA-256", sha256(data), f"{digest}, as the manifest says")
-        if name in (ENCODER_FILE, DECODER_FILE, PRIOR_FILE, DENSITY_FILE):
+        if name.endswith(".onnx"):
             graphs[name] = data
-    return ModelFolder(
-        folder,
-        manifest,
-        sha256(manifest_bytes),
-        graphs[ENCODER_FILE],
-        graphs[DECODER_FILE],
-        graphs.get(PRIOR_FILE),
-        graphs.get(DENSITY_FILE),
-    )
+    return ModelFolder(folder, manifest, sha256(manifest_bytes), graphs)
 
 
 def _read_inside(folder: Path, name: str, max_bytes: int) -> bytes:

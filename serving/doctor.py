@@ -111,7 +111,7 @@ def _model(folder: Path) -> tuple[Finding, int]:
         whole = manifest.read(folder)
     except ManifestError as error:
         return problem("models", str(error)), 0
-    size = len(whole.encoder) + len(whole.decoder)
+    size = len(whole.graph("encoder")) + len(whole.graph("decoder"))
     about = whole.manifest
     shape = "x".join(map(str, about.image_shape))
     text = f"{shape}, {about.latent_dim} latents, {size / (1 << 20):.1f} MiB"

@@ -266,7 +266,7 @@ def load_graphs(folder: ModelFolder, device: Device, buckets: Sequence[int]) -> 
     for kind, (inputs, outputs) in wanted.items():
         try:
             profile = {name: item for name, (_, item) in inputs.items()}
-            graph = Graph(getattr(folder, kind), device, profile, buckets)
+            graph = Graph(folder.graph(kind), device, profile, buckets)
             _compare("input", graph.inputs, inputs)
             offered = {name: port for name, port in graph.outputs.items() if name != _PARAMETERS}
             _compare("output", offered, outputs)

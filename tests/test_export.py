@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.metadata
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from PIL import Image
 from training_fixtures import fashion_images, small_run
 
 from latentry import manifest
-from training import checkpoint, config_file, export, graphs, parity, state, trained
+from training import checkpoint, config_file, export, graphs, parity, publication, state, trained
 from training.data import Dataset
 from training.errors import ExportError
 from training.evaluate import encoded_moments, evaluate
@@ -42,7 +40,7 @@ def built(small: Trained) -> tuple[manifest.Manifest, dict[str, bytes]]:
 @pytest.fixture(scope="module")
 def folder(built: tuple[manifest.Manifest, dict[str, bytes]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     destination = tmp_path_factory.mktemp("models") / "small" / "1"
-    export.publish(destination, built[1])
+    publication.publish(destination, built[1])
     return destination
 
 
@@ -206,98 +204,3 @@ class TestGate:
         del proto.graph.node[0]
         with pytest.raises(ExportError, match=r"encoder.onnx: not valid ONNX"):
             parity.check_graph(proto.SerializeToString(), "encoder.onnx")
-
-
-class TestPublishing:
-    @pytest.fixture
-    def destination(self, tmp_path: Path) -> Path:
-        return tmp_path / "models" / "small" / "1"
-
-    @pytest.mark.parametrize("path", ["small/0", "small/latest", "Small/1", "small/01"])
-    def test_a_path_without_name_and_version_is_refused(self, tmp_path: Path, path: str) -> None:
-        with pytest.raises(ExportError, match="wanted a path that ends in NAME/VERSION"):
-            export.export(small_run(), tmp_path / path)
-
-    def test_an_existing_version_is_refused(self, destination: Path) -> None:
-        export.publish(destination, {"a": b"1"})
-        with pytest.raises(ExportError, match="exists already: choose another version, or add --replace"):
-            export.export(small_run(), destination)
-        assert (destination / "a").read_bytes() == b"1"
-
-    def test_replacing_leaves_only_the_new_files(self, destination: Path) -> None:
-        export.publish(destination, {"a": b"1"})
-        export.publish(destination, {"b": b"2"}, overwrite=True)
-        assert [path.name for path in destination.iterdir()] == ["b"]
-        assert [path.name for path in destination.parent.iterdir()] == ["1"]
-
-    def test_a_version_that_came_to_be_meanwhile_is_not_overwritten(self, destination: Path) -> None:
-        export.publish(destination, {"a": b"1"})
-        with pytest.raises(ExportError, match="exists already"):
-            export.publish(destination, {"b": b"2"})
-        assert [path.name for path in destination.iterdir()] == ["a"]
-
-    @pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(errno.EIO, "Input/output error")])
-    def test_stopped_between_the_renames_the_old_version_comes_back(
-        self, destination: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
-    ) -> None:
-        export.publish(destination, {"a": b"1"})
-        rename = Path.rename
-
-        def stopping(path: Path, target: Path) -> Path:
-            if path.name == ".1.partial":
-                raise stop
-            return rename(path, target)
-
-        monkeypatch.setattr(Path, "rename", stopping)
-        with pytest.raises((KeyboardInterrupt, ExportError)):
-            export.publish(destination, {"b": b"2"}, overwrite=True)
-        assert [path.name for path in destination.iterdir()] == ["a"]
-        assert [path.name for path in destination.parent.iterdir()] == ["1"]
-
-    def test_killed_between_the_renames_the_next_export_brings_the_old_version_back(self, destination: Path) -> None:
-        export.publish(destination, {"a": b"1"})
-        destination.rename(destination.with_name(".1.retired"))
-        with pytest.raises(ExportError, match="exists already"):
-            export.export(small_run(), destination)
-        assert (destination / "a").read_bytes() == b"1"
-
-    def test_a_link_or_a_file_is_not_replaced(self, destination: Path, tmp_path: Path) -> None:
-        destination.parent.mkdir(parents=True)
-        destination.symlink_to(tmp_path)
-        with pytest.raises(ExportError, match="got a link or a file"):
-            export.export(small_run(), destination, overwrite=True)
-        assert destination.is_symlink()
-
-    @pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
-    def test_stopped_in_the_middle_it_leaves_nothing_new(
-        self, destination: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
-    ) -> None:
-        export.publish(destination, {"a": b"1"})
-        self._publish_until(monkeypatch, stop, destination)
-        assert (destination / "a").read_bytes() == b"1"
-        assert [path.name for path in destination.parent.iterdir()] == ["1"]
-
-    def test_a_first_export_that_is_stopped_leaves_no_folders(
-        self, destination: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        self._publish_until(monkeypatch, KeyboardInterrupt(), destination)
-        assert not destination.parent.parent.exists()
-
-    def _publish_until(self, monkeypatch: pytest.MonkeyPatch, stop: BaseException, destination: Path) -> None:
-        def write(path: Path, data: bytes) -> None:
-            if path.name == "second":
-                raise stop
-            path.write_bytes(data)
-
-        files: Mapping[str, bytes] = {"first": b"1", "second": b"2"}
-        monkeypatch.setattr(export, "write_synced", write)
-        expected = ExportError if isinstance(stop, OSError) else KeyboardInterrupt
-        with pytest.raises(expected):
-            export.publish(destination, files)
-
-    def test_what_a_killed_export_left_is_no_hindrance(self, destination: Path) -> None:
-        (destination.parent / ".1.partial").mkdir(parents=True)
-        (destination.parent / ".1.partial" / "half").write_bytes(b"half")
-        export.publish(destination, {"a": b"1"})
-        assert [path.name for path in destination.iterdir()] == ["a"]
-        assert [path.name for path in destination.parent.iterdir()] == ["1"]

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 from training_fixtures import ONE_THREAD
 
-from training import export, lock
+from training import lock, publication
 from training.errors import ExportError, RunError
 
 _HOLD = """
 import sys, time
 from pathlib import Path
-from training import export, lock
+from training import lock, publication
 from training.errors import RunError
 with lock.held(Path(sys.argv[1]), Path("run"), "training", RunError, print):
     print("held", flush=True)
@@ -116,7 +116,7 @@ def test_two_exports_to_one_version_do_not_mix(tmp_path: Path) -> None:
     destination.parent.mkdir()
     other = lock.held(destination.with_name(".1.lock"), destination, "export", ExportError, pytest.fail)
     with other, pytest.raises(ExportError, match=r"digits/1: another export \(process"):
-        export.publish(destination, {"manifest.json": b"{}"})
+        publication.publish(destination, {"manifest.json": b"{}"})
     assert not list(destination.parent.iterdir())
-    export.publish(destination, {"manifest.json": b"{}"})
+    publication.publish(destination, {"manifest.json": b"{}"})
     assert [path.name for path in destination.parent.iterdir()] == ["1"]

@@ -50,7 +50,7 @@ def test_a_manifest_survives_its_own_json() -> None:
 def test_a_whole_folder_is_read_with_its_graphs(linear: LinearModel) -> None:
     read = manifest.read(linear.folder)
     assert read.manifest.image_shape == linear.shape
-    assert read.encoder == (linear.folder / "encoder.onnx").read_bytes()
+    assert read.graph("encoder") == (linear.folder / "encoder.onnx").read_bytes()
     assert read.digest == manifest.sha256((linear.folder / "manifest.json").read_bytes())
 
 

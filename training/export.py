@@ -5,23 +5,17 @@ run -> graphs -> gate (checker, parity with torch) -> manifest, card, preview ->
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import math
-import shutil
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from latentry import manifest as manifests
 from latentry.manifest import AggregatePosterior, Likelihood, Manifest, ManifestError, sha256
-from training import card, graphs, lock, parity, prior_graphs, trained
-from training.disk import sync_folder, write_synced
+from training import card, graphs, parity, prior_graphs, publication, trained
 from training.errors import ExportError
 from training.evaluate import encoded_moments, evaluate
 from training.graphs import DecoderGraph, EncoderGraph
 from training.prior_graphs import PriorGraphs
-from training.progress import say
 from training.provenance import provenance
 from training.trained import Trained
 
@@ -34,22 +28,12 @@ def export(run_folder: Path, destination: Path, *, overwrite: bool = False, data
     Raises `ExportError` if the destination is taken (and `overwrite` is false) or cannot be written, or if the
     graphs are not what torch says; then nothing is published, and what was there before is intact.
     """
-    destination = destination.absolute()
-    try:
-        name = manifests.check_name(destination.parent.name)
-        version = manifests.parse_version(destination.name)
-    except ManifestError as error:
-        raise ExportError(f"{destination}: wanted a path that ends in NAME/VERSION: {error}") from error
-    if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
-        raise ExportError(f"{destination}: got a link or a file, wanted a folder or nothing")
-    _recover(destination)
-    if destination.exists() and not overwrite:
-        raise ExportError(_taken(destination))
+    destination, name, version = publication.destination(destination, overwrite=overwrite)
     try:
         manifest, files = build(trained.load(run_folder, data_path), name, version)
     except ManifestError as error:
         raise ExportError(f"{destination}: {error}; nothing was published") from error
-    publish(destination, files, overwrite=overwrite)
+    publication.publish(destination, files, overwrite=overwrite)
     return manifest
 
 
@@ -87,81 +71,6 @@ def graph_files(
         manifests.DECODER_FILE: graphs.export_decoder(decoder, about.latent_dim, about.graph_metadata("decoder")),
         **({} if density is None else prior_graphs.export(density, about)),
     }
-
-
-def publish(destination: Path, files: Mapping[str, bytes], *, overwrite: bool = False) -> None:
-    """Make `destination` hold exactly `files`; with `overwrite` in place of what is there.
-
-    Raises `ExportError` if the disk says no, or if `destination` has come to be meanwhile; nothing changes then.
-    """
-    if destination.is_symlink():
-        raise ExportError(f"{destination}: got a link, wanted a folder or nothing; nothing was published")
-    made = [folder for folder in (destination.parent, destination.parent.parent) if not folder.exists()]
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        with _writing(destination), _sibling(destination) as partial:
-            for name, data in files.items():
-                write_synced(partial / name, data)
-            sync_folder(partial)
-            if overwrite and destination.exists():
-                _exchange(partial, destination)
-            else:
-                partial.rename(destination)  # fails if it exists and holds anything
-            sync_folder(destination.parent)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise ExportError(_taken(destination)) from error
-        raise ExportError(f"{destination}: cannot be written: {error.strerror}; nothing was published") from error
-    finally:
-        for folder in made:
-            with contextlib.suppress(OSError):  # not empty, as it should be
-                folder.rmdir()
-
-
-def _writing(destination: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold the version for the one export that writes it; raises `ExportError` naming the other."""
-    path = destination.with_name(f".{destination.name}.lock")
-    return lock.held(path, destination, "export", ExportError, say)
-
-
-def _taken(destination: Path) -> str:
-    return f"{destination} exists already: choose another version, or add --replace"
-
-
-def _retired(destination: Path) -> Path:
-    return destination.with_name(f".{destination.name}.retired")
-
-
-def _exchange(partial: Path, destination: Path) -> None:
-    """Put `partial` where `destination` is. Killed between the two renames, `_recover` brings the old one back."""
-    retired = _retired(destination)
-    destination.rename(retired)
-    try:
-        partial.rename(destination)
-    except BaseException:
-        retired.rename(destination)
-        raise
-    shutil.rmtree(retired, ignore_errors=True)
-
-
-def _recover(destination: Path) -> None:
-    """Finish what a killed `_exchange` began."""
-    retired = _retired(destination)
-    if retired.exists() and not destination.exists():
-        retired.rename(destination)
-    shutil.rmtree(retired, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _sibling(destination: Path) -> Iterator[Path]:
-    """An empty hidden folder beside `destination`, gone afterwards."""
-    partial = destination.with_name(f".{destination.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # an export that was killed left it
-    partial.mkdir()
-    try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _draft(source: Trained, density: PriorGraphs | None, name: str, version: int) -> Manifest:

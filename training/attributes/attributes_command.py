@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentry import manifest as manifests
-from latentry.manifest import DECODER_FILE, ENCODER_FILE, Manifest
+from latentry.manifest import Manifest
 from training.attributes import table
 from training.errors import ConfigError
 from training.outcome import outcome
@@ -68,7 +68,7 @@ def _attributes(args: argparse.Namespace) -> None:
     from training.evaluation.graphs import Graphs
 
     dataset = _images(folder.manifest, args.data)
-    graphs = Graphs(folder.manifest, {ENCODER_FILE: folder.encoder, DECODER_FILE: folder.decoder}, "auto")
+    graphs = Graphs(folder.manifest, folder.graphs, "auto")
     subject = Subject(graphs, dataset, _presence(args, dataset, folder.manifest))
     found = []
     for name in _names(args) or subject.names:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from latentry import manifest as manifests
 from latentry.manifest import Manifest, ModelFolder, sha256
-from training import card, export
+from training import card, publication
 from training.attributes.study import Attribute
 from training.attributes.table import stem
 from training.errors import ExportError
@@ -36,7 +36,7 @@ def record(folder: ModelFolder, found: Sequence[Attribute]) -> None:
         files[manifests.CARD_FILE] = with_section(files[manifests.CARD_FILE].decode("utf-8", "replace"), manifest)
     manifest = replace(manifest, files={name: sha256(data) for name, data in files.items()})
     files[manifests.MANIFEST_FILE] = manifest.to_json().encode()
-    export.publish(folder.path, files, overwrite=True)
+    publication.publish(folder.path, files, overwrite=True)
 
 
 def figures(found: Sequence[Attribute]) -> dict[str, float]:

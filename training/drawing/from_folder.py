@@ -31,7 +31,7 @@ def from_folder(folder: Path, data_path: str | None = None) -> Subject:
     manifest = found.manifest
     dataset = None if data_path is None else _dataset(manifest, data_path)
     test = None if dataset is None else dataset.test
-    encoder, decoder = _session(found.encoder), _session(found.decoder)
+    encoder, decoder = _session(found.graph("encoder")), _session(found.graph("decoder"))
     return Subject(
         name=f"{manifest.name}-{manifest.version}",
         image_shape=manifest.image_shape,
@@ -42,7 +42,7 @@ def from_folder(folder: Path, data_path: str | None = None) -> Subject:
         class_names=manifest.labels or (() if dataset is None else dataset.labels),
         pixels=None if test is None else seen_by(manifest.likelihood.name, test.pixels),
         labels=None if test is None else test.labels,
-        draw_prior=_prior(manifest, found.prior),
+        draw_prior=_prior(manifest, found.graphs.get(manifests.PRIOR_FILE)),
     )
 
 

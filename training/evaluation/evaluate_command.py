@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentry import manifest as manifests
-from latentry.manifest import DECODER_FILE, DENSITY_FILE, ENCODER_FILE, PRIOR_FILE, Manifest
+from latentry.manifest import Manifest
 from training import binarise, npz, run
 from training.disk import write_atomically
 from training.errors import ConfigError, RunError
@@ -129,15 +129,9 @@ def _of_folder(args: argparse.Namespace) -> _Subject:
     from training.evaluation import held_out
 
     folder = manifests.read(args.model)
-    graphs = {
-        ENCODER_FILE: folder.encoder,
-        DECODER_FILE: folder.decoder,
-        PRIOR_FILE: folder.prior,
-        DENSITY_FILE: folder.density,
-    }
     about = {"model": f"{folder.manifest.name}/{folder.manifest.version}", "digest": folder.digest}
     parts = held_out.find(folder.manifest, Path(args.data).expanduser(), args.part)
-    return folder.manifest, {name: data for name, data in graphs.items() if data is not None}, parts, about
+    return folder.manifest, folder.graphs, parts, about
 
 
 def _of_run(args: argparse.Namespace) -> _Subject:

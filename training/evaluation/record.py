@@ -8,7 +8,7 @@ from pathlib import Path
 
 from latentry import manifest as manifests
 from latentry.manifest import Manifest, sha256
-from training import card, export
+from training import card, publication
 from training.errors import ExportError
 from training.evaluation.report import ERROR, number
 
@@ -39,7 +39,7 @@ def record(folder: Path, measured: Manifest, about: Mapping[str, object], figure
         files[manifests.CARD_FILE] = card.with_section(text, _HEADING, _section(after, about)).encode()
         after = replace(after, files={**after.files, manifests.CARD_FILE: sha256(files[manifests.CARD_FILE])})
     files[manifests.MANIFEST_FILE] = after.to_json().encode()
-    export.publish(folder.absolute(), files, overwrite=True)
+    publication.publish(folder.absolute(), files, overwrite=True)
 
 
 def _section(manifest: Manifest, about: Mapping[str, object]) -> str:

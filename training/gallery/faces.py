@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentry import manifest as manifests
-from latentry.manifest import DECODER_FILE, ENCODER_FILE, ModelFolder
+from latentry.manifest import ModelFolder
 from training.attributes import picture_probe, table
 from training.attributes.picture_probe import PictureProbe
 from training.attributes.subject import divided
@@ -39,7 +39,7 @@ def glasses(about: ModelFolder, parts: Parts, attributes: Path, pictures_in: Pat
     """Walk along the direction that `latentry attributes` found for a model, on held-out faces: what `read` gives, and
     their table."""
     vector = np.array(about.manifest.attributes[_ATTRIBUTE], np.float32)
-    graphs = Graphs(about.manifest, {ENCODER_FILE: about.encoder, DECODER_FILE: about.decoder}, "auto")
+    graphs = Graphs(about.manifest, about.graphs, "auto")
     assert parts.train is not None  # noqa: S101 - pictures have no test set alone
     whole, _ = table.presence(
         table.read(attributes),
