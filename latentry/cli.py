@@ -32,6 +32,13 @@ _COMMANDS = {
         "training.attributes.attributes_command", "find directions in latent space: glasses, a smile", "training"
     ),
     "export": _Command("training.export_command", "write a trained model as a model folder of ONNX graphs", "training"),
+    "import": _Command(
+        "training.import_command", "make a model folder of someone else's ONNX encoder and decoder", "training"
+    ),
+    "verify": _Command(
+        "latentry.verify_command", "check that a model folder is whole and its graphs do as it says", "serving"
+    ),
+    "inspect": _Command("latentry.inspect_command", "say what a model folder or an ONNX file holds", "serving"),
     "serve": _Command("serving.cli", "serve model folders over gRPC", "serving"),
     "health": _Command("serving.health_command", "ask whether a server is ready, for health checks", "serving"),
     "doctor": _Command("serving.cli", "say what works on this machine, and what would mend the rest", "serving"),

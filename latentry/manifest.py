@@ -306,7 +306,12 @@ def _read_inside(folder: Path, name: str, max_bytes: int) -> bytes:
         real = path.resolve(strict=True)
         _want(real.is_relative_to(folder.resolve()), str(path), "a link outside", "a file inside the model folder")
         _want(real.is_file(), str(path), "not a regular file", "a file")
-        _want(real.stat().st_size <= max_bytes, str(path), f"{real.stat().st_size} bytes", f"at most {max_bytes}")
+        _want(
+            real.stat().st_size <= max_bytes,
+            str(path),
+            f"{real.stat().st_size} bytes",
+            f"at most {max_bytes}; export a smaller model",
+        )
         return real.read_bytes()
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links, before Python 3.13
         raise ManifestError(f"{path}: {getattr(error, 'strerror', None) or error}") from error

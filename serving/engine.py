@@ -21,7 +21,7 @@ import numpy.typing as npt
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is loaded, and else reports home
 import onnxruntime as ort
 
-from latentry.manifest import ModelFolder
+from latentry.manifest import FP32, Manifest, ModelFolder, graph_file
 from serving import devices
 from serving.devices import Device
 from serving.pinned import pin
@@ -29,15 +29,30 @@ from serving.pinned import pin
 Array = npt.NDArray[Any]
 _Ports = Mapping[str, tuple[type[np.generic], tuple[int, ...]]]  # of a graph, by name: type and shape of one item
 
-_DTYPES: Mapping[str, type[np.generic]] = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
+_DTYPES: Mapping[str, type[np.generic]] = {
+    "tensor(uint8)": np.uint8,
+    "tensor(float)": np.float32,
+    "tensor(int64)": np.int64,
+}
 
 
+_LABELS = "labels"  # an input of a conditional model's graphs: the class of each row
 _PARAMETERS = "parameters"  # an output of some decoders that no call asks for
-_ROUNDING, _LEVELS = 5e-3, 2  # by which batch sizes may differ: TF32 convolutions keep 10 bits
+_PRECISION = "latentry.precision"  # in a graph's metadata; one that does not say is fp32
+# How far a row may differ between batch sizes, for which devices choose other kernels, which sum in another order:
+# a share of 1 + the largest value. fp32: TF32 convolutions keep 10 bits. fp16 keeps 10 bits too, but of all that lies
+# between the layers as well, and bf16 keeps 7. int8: however little a value moves, it may move over the edge between
+# two of its 256 steps, and what follows with it. With noise of 2^-11 after each layer the shipped models quantised to
+# int8 differed by 0.08, with noise of 2^-20 by 0.05; rows that read each other differ by several times as much.
+_ROUNDING = {FP32: 5e-3, "fp16": 1e-2, "bf16": 4e-2, "int8": 0.1}
 
 
 class BadGraph(ValueError):
     """A graph that cannot be loaded, or is not what its manifest says."""
+
+
+class NoKernel(BadGraph):
+    """A graph that is sound, but has an operator that the device cannot run on this type: bf16 on CPUs, say."""
 
 
 def why_not(device: Device) -> str | None:
@@ -97,12 +112,21 @@ def _as_file(model: bytes) -> Iterator[str | bytes]:
 
 class Graph:
     """A graph on a device. `buckets` are the batch sizes to pad to; none means that any size runs as it is. `profile`
-    has the shape of one item for each input, which TensorRT wants to know beforehand.
+    has the shape of one item for each input, which TensorRT wants to know beforehand. `precision` says how exact it is.
+    With a `label`, every row is said to be of this class; such a graph takes no buckets.
     """
 
     def __init__(
-        self, model: bytes, device: Device, profile: Mapping[str, Sequence[int]], buckets: Sequence[int] = ()
+        self,
+        model: bytes,
+        device: Device,
+        profile: Mapping[str, Sequence[int]],
+        buckets: Sequence[int] = (),
+        precision: str = FP32,
+        label: int | None = None,
     ) -> None:
+        self.precision = precision
+        self._label = label
         self._model = model  # kept for `restart`
         self._device = device
         self._profile = profile
@@ -117,12 +141,15 @@ class Graph:
         except BadGraph:
             raise
         except Exception as error:  # ONNX Runtime raises a dozen kinds, none of them documented
+            if type(error).__name__ == "NotImplemented":
+                remedy = f"--precision {FP32} runs everywhere"
+                raise NoKernel(f"ONNX Runtime cannot run it on {self._device.name}: {error}; {remedy}") from error
             raise BadGraph(f"ONNX Runtime cannot load it: {error}") from error
         self._session: ort.InferenceSession | None = session
         self.metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
         self.inputs = {i.name: (_DTYPES.get(i.type), tuple(i.shape)) for i in session.get_inputs()}
         self.outputs = {o.name: (_DTYPES.get(o.type), tuple(o.shape)) for o in session.get_outputs()}
-        self._input = next(iter(self.inputs), "")
+        self._input = next((name for name in self.inputs if name != _LABELS), "")
 
     def bucket(self, rows: int) -> int:
         """The batch size that `rows` rows run as."""
@@ -134,7 +161,8 @@ class Graph:
             raise RuntimeError("this graph has no session: it is closed, or could not be restarted")
         if not self._buckets:
             names = sorted(outputs)
-            return dict(zip(names, self._session.run(names, {self._input: rows}), strict=True))
+            labels = {} if self._label is None else {_LABELS: np.full(len(rows), self._label, np.int64)}
+            return dict(zip(names, self._session.run(names, {self._input: rows, **labels}), strict=True))
         size = self.bucket(len(rows))
         if size not in self._bound:
             self._bound[size] = _BoundBatch(self, self._session, self._device, size)
@@ -165,21 +193,22 @@ class Graph:
         """Raises `BadGraph` if a row's outputs depend on the other rows of its batch.
 
         Such a graph (batch normalisation exported in training mode, say) would answer one call with a part of another's
-        data. A few rows are run together and one by one; GPUs round otherwise for other batch sizes.
+        data. A few rows are run together, one by one, and the first with others; GPUs round otherwise for other batch
+        sizes. A CPU does the same for equal sizes, so that on it the last comparison is a close one in any precision.
         """
         rng = np.random.default_rng(0)
         dtype, shape = self.inputs[self._input]
-        item = (min(3, max(self._buckets, default=3)), *shape[1:])
+        n = min(3, max(self._buckets, default=3))
+        item = (2 * n, *shape[1:])
         rows = rng.integers(0, 256, item, np.uint8) if dtype is np.uint8 else rng.standard_normal(item, np.float32)
         names = frozenset(self.outputs)
-        together = self.run(rows, names)
-        alone = [self.run(row[None], names) for row in rows]
+        together = self.run(rows[:n], names)
+        alone = [self.run(row[None], names) for row in rows[:n]]
+        elsewhere = self.run(np.concatenate([rows[:1], rows[n + 1 :]]), names)
+        same_size = self.precision if self._device.is_gpu else FP32
         for name in names:
-            wanted = np.concatenate([each[name] for each in alone]).astype(np.float64)
-            worst = float(np.abs(together[name] - wanted).max())
-            most = _LEVELS if together[name].dtype == np.uint8 else _ROUNDING * (1 + float(np.abs(wanted).max()))
-            if not worst <= most:
-                raise BadGraph(f"output {name}: a row changes by {worst:.3g} with the other rows of its batch")
+            _check_alike(name, together[name], np.concatenate([each[name] for each in alone]), self.precision)
+            _check_alike(name, together[name][:1], elsewhere[name][:1], same_size)
 
     def restart(self) -> None:
         """Free the session and its buffers, load the graph again and run it once; raises `BadGraph`."""
@@ -197,6 +226,14 @@ class Graph:
     def _free(self) -> None:
         self._bound = {}
         self._session = None
+
+
+def _check_alike(output: str, got: Array, wanted: Array, precision: str) -> None:
+    """Raises `BadGraph` if the rows differ by more than the precision's rounding."""
+    unit, largest = (255.0, 255.0) if got.dtype == np.uint8 else (1.0, float(np.abs(wanted).max()))
+    worst = float(np.abs(got - wanted.astype(np.float64)).max())
+    if not worst <= _ROUNDING[precision] * (unit + largest):
+        raise BadGraph(f"output {output}: a row changes by {worst:.3g} with the other rows of its batch")
 
 
 class _BoundBatch:
@@ -245,38 +282,62 @@ def _buffer(shape: tuple[int, ...], dtype: type[np.generic] | None, device: Devi
     return array
 
 
-def load_graphs(folder: ModelFolder, device: Device, buckets: Sequence[int]) -> dict[str, Graph]:
-    """The encoder and the decoder of a verified folder, and the prior that it was trained with if that is not N(0, I).
+def load_graphs(folder: ModelFolder, device: Device, buckets: Sequence[int], precision: str = FP32) -> dict[str, Graph]:
+    """The encoder and the decoder of a verified folder in one of its precisions, and the prior that it was trained with
+    if that is not N(0, I), in fp32.
 
     Raises `BadGraph`, naming the file, if one cannot be loaded or disagrees with the manifest.
     """
-    height, width, channels = folder.manifest.image_shape
-    images, latents = (np.uint8, (height, width, channels)), (np.float32, (folder.manifest.latent_dim,))
-    float_images = (np.float32, (height, width, channels))
-    wanted: dict[str, tuple[_Ports, _Ports]] = {
-        "encoder": ({"images": images}, {"mean": latents, "logvar": latents}),
-        "decoder": ({"latents": latents}, {"images": images, "mean": float_images}),
-    }
     prior = folder.manifest.prior
-    if prior is not None and prior.learnt:
-        wanted["prior"] = ({"noise": (np.float32, (prior.noise_dim,))}, {"latents": latents})
+    kinds = ["encoder", "decoder", *(["prior"] if prior is not None and prior.learnt else [])]
     if folder.manifest.classes:
         raise BadGraph(f"{folder.path}: a conditional model, whose graphs want labels; such are not served yet")
-    graphs = {}
-    for kind, (inputs, outputs) in wanted.items():
-        try:
-            profile = {name: item for name, (_, item) in inputs.items()}
-            graph = Graph(folder.graph(kind), device, profile, buckets)
-            _compare("input", graph.inputs, inputs)
-            offered = {name: port for name, port in graph.outputs.items() if name != _PARAMETERS}
-            _compare("output", offered, outputs)
-            for key, value in folder.manifest.graph_metadata(kind).items():
-                if graph.metadata.get(key) != value:
-                    raise BadGraph(f"metadata {key}: got {graph.metadata.get(key)}, the manifest says {value}")
-        except BadGraph as error:
-            raise BadGraph(f"{folder.path / kind}.onnx: {error}") from error
-        graphs[kind] = graph
-    return graphs
+    return {kind: load_graph(folder, kind, device, buckets, precision) for kind in kinds}
+
+
+def load_graph(
+    folder: ModelFolder,
+    kind: str,
+    device: Device,
+    buckets: Sequence[int] = (),
+    precision: str = FP32,
+    label: int | None = None,
+) -> Graph:
+    """One graph of a verified folder; with a `label`, that of a conditional model for this one class.
+
+    Raises `BadGraph`, naming the file, if it cannot be loaded or disagrees with the manifest.
+    """
+    file = graph_file(kind, precision)
+    here = FP32 if file == graph_file(kind) else precision
+    inputs, outputs = _wanted(folder.manifest, kind)
+    try:
+        profile = {name: item for name, (_, item) in inputs.items()}
+        graph = Graph(folder.graphs[file], device, profile, buckets, here, label)
+        _compare("input", graph.inputs, inputs)
+        offered = {name: port for name, port in graph.outputs.items() if name != _PARAMETERS}
+        _compare("output", offered, outputs)
+        said = {_PRECISION: FP32, **graph.metadata}
+        for key, value in {_PRECISION: FP32, **folder.manifest.graph_metadata(kind, here)}.items():
+            if said.get(key) != value:
+                raise BadGraph(f"metadata {key}: got {said.get(key)}, the manifest says {value}")
+    except BadGraph as error:
+        raise type(error)(f"{folder.path / file}: {error}") from error
+    return graph
+
+
+def _wanted(about: Manifest, kind: str) -> tuple[_Ports, _Ports]:
+    """The inputs and the outputs that the manifest says the graph has, `parameters` aside."""
+    height, width, channels = about.image_shape
+    images, latents = (np.uint8, (height, width, channels)), (np.float32, (about.latent_dim,))
+    labels: _Ports = {_LABELS: (np.int64, ())} if about.classes else {}
+    noise = (np.float32, (0 if about.prior is None else about.prior.noise_dim,))
+    ports: Mapping[str, tuple[_Ports, _Ports]] = {
+        "encoder": ({"images": images, **labels}, {"mean": latents, "logvar": latents}),
+        "decoder": ({"latents": latents, **labels}, {"images": images, "mean": (np.float32, images[1])}),
+        "prior": ({"noise": noise}, {"latents": latents}),
+        "density": ({"latents": latents}, {"log_prob": (np.float32, ())}),
+    }
+    return ports[kind]
 
 
 def _compare(side: str, got: Mapping[str, Any], wanted: _Ports) -> None:

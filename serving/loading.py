@@ -11,27 +11,27 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from latentry import manifest
-from latentry.manifest import Manifest, ModelFolder
+from latentry import manifest, onnx_file
+from latentry.manifest import Manifest, ModelFolder, graph_file
+from serving import precisions
 from serving.batcher import Batcher
 from serving.batches import Room, Run
 from serving.devices import Device
 from serving.drift import Drift, Reconstruction
 from serving.engine import BadGraph, Graph, load_graphs
 from serving.metrics import GraphMetrics, Metrics
-from serving.model import Limits, Model, limits_of
+from serving.model import DECODER, ENCODER, PRIOR, Limits, Model, limits_of
 from serving.pool import Pool
 from serving.rehearsal import rehearse
 from serving.settings import Settings
 
 T = TypeVar("T")
 Graphs = Mapping[str, Sequence[Graph]]  # by ENCODER, DECODER and perhaps PRIOR, one for each device
-
-PRECISION = "fp32"
 
 
 class Loader:
@@ -65,17 +65,21 @@ class Loader:
         if max_message_bytes is not None and limits.max_message_bytes > max_message_bytes:
             needs = f"needs messages of {limits.max_message_bytes} bytes"
             raise BadGraph(f"{needs}, more than the {max_message_bytes} that this server began with; restart it")
+        if not rehearsed:  # parsing graphs holds the interpreter's lock: with calls to answer, the rehearsal does it
+            await self._in_thread(partial(onnx_file.check_folder, whole))
+        precision = precisions.choose(self._settings.precision, self._devices[0].provider, whole.manifest)
+        whole = _without_others(whole, precision)
         if rehearsed:
-            await rehearse(folder, self._settings.max_batch_size, whole.digest)
-        graphs = await self._in_thread(partial(self._open, whole))
+            await rehearse(folder, self._settings.max_batch_size, whole.digest, precision=precision)
+        graphs = await self._in_thread(partial(self._open, whole, precision))
         loaded = time.perf_counter()
         try:
-            await self._warm(whole, graphs)
+            await self._warm(whole, graphs, precision)
         except BaseException:
             _close(graphs)
             raise
-        self._describe(whole, loaded - started, time.perf_counter() - loaded)
-        return self._compose(whole, limits, graphs)
+        self._describe(whole, precision, loaded - started, time.perf_counter() - loaded)
+        return self._compose(whole, limits, precision, graphs)
 
     def close(self) -> None:
         """End the thread; what it loads is waited for."""
@@ -84,22 +88,22 @@ class Loader:
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    def _open(self, folder: ModelFolder) -> Graphs:
+    def _open(self, folder: ModelFolder, precision: str) -> Graphs:
         graphs: defaultdict[str, list[Graph]] = defaultdict(list)
         try:
             for device in self._devices:
                 buckets = _powers_of_two(self._settings.max_batch_size) if device.is_gpu else ()
-                for kind, graph in load_graphs(folder, device, buckets).items():
+                for kind, graph in load_graphs(folder, device, buckets, precision).items():
                     graphs[kind].append(graph)
         except BaseException:
             _close(graphs)
             raise
         return graphs
 
-    async def _warm(self, folder: ModelFolder, graphs: Graphs) -> None:
+    async def _warm(self, folder: ModelFolder, graphs: Graphs, precision: str) -> None:
         for kind, each in graphs.items():
             for device, graph in zip(self._pool.devices, each, strict=True):
-                await self._warm_graph(device, graph, f"{folder.path / kind}.onnx")
+                await self._warm_graph(device, graph, str(folder.path / graph_file(kind, precision)))
 
     async def _warm_graph(self, device: int, graph: Graph, name: str) -> None:
         try:
@@ -109,14 +113,14 @@ class Loader:
         except BadGraph as error:
             raise BadGraph(f"{name}: {error}") from error
 
-    def _describe(self, folder: ModelFolder, load_s: float, warmup_s: float) -> None:
+    def _describe(self, folder: ModelFolder, precision: str, load_s: float, warmup_s: float) -> None:
         about, metrics = (folder.manifest.name, str(folder.manifest.version)), self._metrics
         metrics.load_seconds.labels(*about).set(load_s)
         metrics.warmup_seconds.labels(*about).set(warmup_s)
         metrics.model_info.remove_by_labels({"model": about[0], "version": about[1]})  # an older digest's
-        metrics.model_info.labels(*about, folder.digest, self._devices[0].provider, PRECISION).set(1)
+        metrics.model_info.labels(*about, folder.digest, self._devices[0].provider, precision).set(1)
 
-    def _compose(self, folder: ModelFolder, limits: Limits, graphs: Graphs) -> Model:
+    def _compose(self, folder: ModelFolder, limits: Limits, precision: str, graphs: Graphs) -> Model:
         name, version = folder.manifest.name, folder.manifest.version
         settings = self._settings
         rooms = (self._room, Room(max(1, int(settings.max_queue_items * settings.max_model_share))))
@@ -132,7 +136,7 @@ class Loader:
             for kind, each in graphs.items()
         }
         drift, reconstruction = self._watchers(folder.manifest)
-        return Model(folder, limits, self._devices[0].provider, graphs, batchers, drift, reconstruction)
+        return Model(folder, limits, self._devices[0].provider, precision, graphs, batchers, drift, reconstruction)
 
     def _watchers(self, about: Manifest) -> tuple[Drift | None, Reconstruction]:
         metrics, training = self._metrics, about.aggregate_posterior
@@ -156,6 +160,12 @@ class _Observer:
 
     def up(self, device: int, up: bool) -> None:
         self._changed()
+
+
+def _without_others(folder: ModelFolder, precision: str) -> ModelFolder:
+    """The folder without the graphs of its other precisions: loading goes on for long, and they may be large."""
+    wanted = {graph_file(kind, precision) for kind in (ENCODER, DECODER, PRIOR)}
+    return replace(folder, graphs={file: data for file, data in folder.graphs.items() if file in wanted})
 
 
 def _close(graphs: Graphs) -> None:

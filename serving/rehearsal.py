@@ -19,7 +19,8 @@ import numpy as np
 
 import latentry
 import serving
-from latentry import manifest
+from latentry import manifest, onnx_file
+from latentry.manifest import FP32, graph_file
 
 TIMEOUT_S = 600.0  # generous: on a busy machine the limit of processor time is the one that counts
 CPU_S = 120  # of processor time, in all threads together
@@ -34,8 +35,8 @@ _PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent e
 # Our packages by the files that they are here, and the rest from where this process has it.
 _CHILD = """\
 import sys
-latentry, serving, *arguments = sys.argv[1:8]
-sys.path[:] = sys.argv[8:]
+latentry, serving, *arguments = sys.argv[1:9]
+sys.path[:] = sys.argv[9:]
 from importlib import util
 for name, file in (("latentry", latentry), ("serving", serving)):
     spec = util.spec_from_file_location(name, file)
@@ -54,14 +55,17 @@ class RehearsalFailed(ValueError):
         super().__init__(message)
 
 
-async def rehearse(folder: Path, max_batch: int, digest: str, timeout_s: float | None = None) -> None:
+async def rehearse(
+    folder: Path, max_batch: int, digest: str, timeout_s: float | None = None, *, precision: str = FP32
+) -> None:
     """Load and run the version in a child process; raises `RehearsalFailed` with what it said.
 
-    `digest` is that of the `ModelFolder` that is to be served: what is in the folder has to be that still.
+    `digest` is that of the `ModelFolder` that is to be served, `precision` what it is to be served in: what is in the
+    folder has to be that still.
     """
     timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
     process = await asyncio.create_subprocess_exec(
-        *_command(folder, max_batch, digest),
+        *_command(folder, max_batch, digest, precision),
         cwd="/",  # nothing is imported from the working directory, where others may put files
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
@@ -79,9 +83,9 @@ async def rehearse(folder: Path, max_batch: int, digest: str, timeout_s: float |
     _judge(process.returncode or 0, errors[-_LAST_LINE_BYTES:].decode(errors="replace"))
 
 
-def _command(folder: Path, max_batch: int, digest: str) -> list[str]:
+def _command(folder: Path, max_batch: int, digest: str, precision: str) -> list[str]:
     packages = [str(Path(str(package.__file__)).absolute()) for package in (latentry, serving)]
-    arguments = [str(folder.absolute()), str(max_batch), digest, str(os.getpid()), str(CPU_S)]
+    arguments = [str(folder.absolute()), str(max_batch), digest, precision, str(os.getpid()), str(CPU_S)]
     return [sys.executable, "-c", _CHILD, *packages, *arguments, *_import_path()]
 
 
@@ -113,7 +117,7 @@ def _judge(status: int, said: str) -> None:
         raise RehearsalFailed(lines[-1] if lines else f"exit status {status}", transient=status == _CHANGED)
 
 
-def main(folder: str, max_batch: str, digest: str, server: str, cpu_s: str) -> int:
+def main(folder: str, max_batch: str, digest: str, precision: str, server: str, cpu_s: str) -> int:
     """The child: load the graphs and run them once. What is wrong is the last line on stderr."""
     _end_with(int(server))
     _step_back(int(cpu_s))
@@ -121,21 +125,32 @@ def main(folder: str, max_batch: str, digest: str, server: str, cpu_s: str) -> i
         whole = manifest.read(Path(folder))
         if whole.digest != digest:
             return _say(f"{folder}: changed while it was rehearsed", _CHANGED)
-        run(whole, int(max_batch))
+        onnx_file.check_folder(whole)
+        run(whole, int(max_batch), precision)
     except ValueError as error:
         return _say(str(error).replace("\n", " "), 1)
     return 0
 
 
-def run(whole: manifest.ModelFolder, max_batch: int) -> None:
-    """Run each graph on the CPU: one row, a batch, and rows together and apart; raises `BadGraph`."""
+def run(whole: manifest.ModelFolder, max_batch: int, precision: str = FP32) -> None:
+    """Run each graph on the CPU: one row, a batch, and rows together and apart; raises `BadGraph`.
+
+    What the CPU has no kernels for (bf16) is left to the device: loading it there says whether that has.
+    """
     from serving import engine  # here, so that asking for a rehearsal does not wait for onnxruntime
     from serving.devices import CPU, Device
 
-    for graph in engine.load_graphs(whole, Device(CPU), ()).values():
-        for size in graph.warm_up_sizes(min(max_batch, _MOST_ROWS)):
-            graph.warm(size)
-        graph.check_rows()
+    try:
+        graphs = engine.load_graphs(whole, Device(CPU), (), precision)
+    except engine.NoKernel:
+        return
+    for kind, graph in graphs.items():
+        try:
+            for size in graph.warm_up_sizes(min(max_batch, _MOST_ROWS)):
+                graph.warm(size)
+            graph.check_rows()
+        except engine.BadGraph as error:
+            raise engine.BadGraph(f"{whole.path / graph_file(kind, precision)}: {error}") from error
 
 
 def _end_with(server: int) -> None:

@@ -44,7 +44,9 @@ def test_importing_latentry_alone_is_light() -> None:
     assert "grpc" in loaded_by("from latentry import Client, grid")
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "export", "serve", "sample", "demo"])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "export", "import", "verify", "inspect", "serve", "sample", "demo"]
+)
 def test_help_comes_without_torch_or_onnxruntime(command: str) -> None:
     code = f"from latentry.cli import main\ntry: main(['{command}', '--help'])\nexcept SystemExit: pass"
     assert not loaded_by(code) & {"torch", "onnxruntime"}

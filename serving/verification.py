@@ -1,0 +1,179 @@
+"""The checks of `latentry verify` that run graphs, on the CPU: those that loading makes, and some that take longer.
+
+Each graph of a folder on its own, in every precision, also those that are not served: a prior that was fitted
+afterwards, a density, the graphs of a conditional model (as if all rows were of its first and of its last class).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from latentry import manifest as manifests
+from latentry.manifest import FP32, Manifest, ModelFolder, graph_file
+from latentry.verification import Check, Skipped, attempt
+from serving.devices import CPU, Device
+from serving.engine import Array, BadGraph, Graph, NoKernel, load_graph
+
+_BATCHES = (1, 7)
+_IMAGES = 32  # that variants are compared on
+_SEED = 5
+# The figures of the manifest are the largest differences on other images; the largest of these may be a little larger.
+_SLACK = 2.0
+_SLACK_DB = 6.0  # the same in dB
+_ENOUGH_DB = 60.0  # a level more or less in one of fifteen values: which ones are rounded otherwise is chance
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One file, and how to run it: `label` is the class that its rows are said to be of."""
+
+    kind: str
+    precision: str
+    label: int | None
+
+    @property
+    def what(self) -> str:
+        return graph_file(self.kind, self.precision)
+
+
+def of_graphs(folder: ModelFolder) -> Iterator[Check]:
+    """Every check of every graph. A graph whose check of the file failed is better left out of `folder.graphs`."""
+    loaded: dict[_Part, Graph] = {}
+    for part in _parts(folder.manifest):
+        said = f"{part.what}, class {part.label}" if part.label is not None else part.what
+        yield attempt("loads", said, partial(_load, folder, part, loaded))
+        for check, run in (("finite", _finite), ("rows apart", _rows), ("repeatable", _repeatable)):
+            work = partial(_guarded, run, loaded[part]) if part in loaded else partial(_skip, "it is not loaded")
+            yield attempt(check, said, work)
+    yield from _variants(folder.manifest, loaded)
+
+
+def _parts(about: Manifest) -> Iterator[_Part]:
+    labels = sorted({0, about.classes - 1}) if about.classes else [None]
+    for precision in about.precisions:
+        for kind in ("encoder", "decoder"):
+            yield from (_Part(kind, precision, label) for label in labels)
+    for kind, file in (("prior", manifests.PRIOR_FILE), ("density", manifests.DENSITY_FILE)):
+        if file in about.files and about.prior is not None:
+            yield _Part(kind, FP32, None)
+
+
+def _load(folder: ModelFolder, part: _Part, loaded: dict[_Part, Graph]) -> str | None:
+    if part.what not in folder.graphs:
+        raise Skipped("its file is not one to load")
+    try:
+        loaded[part] = load_graph(folder, part.kind, Device(CPU), (), part.precision, part.label)
+    except NoKernel as error:
+        raise Skipped(f"the CPU cannot run {part.precision}: {str(error).splitlines()[0]}") from error
+    return "names, types, shapes and metadata are what the manifest says"
+
+
+def _skip(why: str) -> None:
+    raise Skipped(why)
+
+
+def _guarded(check: Callable[[Graph], str | None], graph: Graph) -> str | None:
+    """A check of a graph that may not run at all."""
+    try:
+        return check(graph)
+    except ValueError:
+        raise
+    except Exception as error:  # ONNX Runtime raises a dozen kinds, none of them documented
+        raise BadGraph(f"it does not run: {error}") from error
+
+
+def _finite(graph: Graph) -> str:
+    for size in _BATCHES:
+        graph.warm(size)
+    return f"batches of {' and '.join(map(str, _BATCHES))}, of the declared shapes"
+
+
+def _rows(graph: Graph) -> None:
+    graph.check_rows()
+
+
+def _repeatable(graph: Graph) -> None:
+    """The same rows twice give the same bits."""
+    dtype, shape = next(port for name, port in graph.inputs.items() if name != "labels")
+    rows = _some(dtype, (_BATCHES[-1], *shape[1:]))
+    once, again = (graph.run(rows, frozenset(graph.outputs)) for _ in range(2))
+    for name, values in once.items():
+        if values.tobytes() != again[name].tobytes():
+            worst = np.abs(values.astype(np.float64) - again[name]).max()
+            raise BadGraph(f"output {name}: two runs on the same rows differ by {worst:.3g}; wanted the same bits")
+
+
+def _some(dtype: object, shape: tuple[int, ...]) -> Array:
+    rng = np.random.default_rng(_SEED)
+    return rng.integers(0, 256, shape, np.uint8) if dtype is np.uint8 else rng.standard_normal(shape, np.float32)
+
+
+def _variants(about: Manifest, loaded: Mapping[_Part, Graph]) -> Iterator[Check]:
+    for precision in about.precisions[1:]:
+        for label in [0] if about.classes else [None]:
+            parts = [_Part(kind, each, label) for each in (FP32, precision) for kind in ("encoder", "decoder")]
+            graphs = [loaded[part] for part in parts if part in loaded]
+            what = f"{precision} against {FP32}"
+            if len(graphs) < len(parts):
+                yield Check("as close", what, "skipped", "not all four graphs are loaded")
+            else:
+                yield attempt("as close", what, partial(_close, about, precision, *graphs))
+
+
+def _close(
+    about: Manifest, precision: str, encoder: Graph, decoder: Graph, other_encoder: Graph, other_decoder: Graph
+) -> str:
+    """Held against what the manifest says was measured on held-out images: here on images that the model draws."""
+    names = frozenset({"images", "mean"})
+    latents = _latents(about)
+    whole, other = decoder.run(latents, names), other_decoder.run(latents, names)
+    images = _seen(about, whole)
+    posteriors = [graph.run(images, frozenset({"mean", "logvar"})) for graph in (encoder, other_encoder)]
+    got = {
+        "encoder_relative": max(_relative(posteriors[1][name], posteriors[0][name]) for name in ("mean", "logvar")),
+        "decoder_mean": float(np.abs(other["mean"] - whole["mean"]).max()),
+        "decoder_levels": float(np.abs(other["images"].astype(np.int16) - whole["images"]).max()),
+    }
+    psnr = _psnr(other["images"], whole["images"])
+    said = about.variants[precision]
+    missing = sorted({*got, "psnr_db"} - set(said))
+    if missing:
+        raise Skipped(f"the manifest does not say {', '.join(missing)}")
+    for name, figure in got.items():
+        most = _SLACK * said[name] + (1 if name == "decoder_levels" else 0)
+        if not figure <= most:
+            raise BadGraph(f"{name}: got {figure:.3g}, wanted at most {most:.3g}: the manifest says {said[name]:.3g}")
+    least = min(said["psnr_db"] - _SLACK_DB, _ENOUGH_DB)
+    if not psnr >= least:
+        raise BadGraph(f"psnr_db: got {psnr:.1f}, wanted {least:.1f} or more: the manifest says {said['psnr_db']:.1f}")
+    return f"{psnr:.1f} dB, {', '.join(f'{name} {figure:.2g}' for name, figure in got.items())}"
+
+
+def _latents(about: Manifest) -> Array:
+    """What the encoder makes of training images, as far as the manifest tells; float32 [n, Z]."""
+    normal = np.random.default_rng(_SEED).standard_normal((_IMAGES, about.latent_dim))
+    if about.aggregate_posterior is not None:
+        deviation = np.sqrt(np.array(about.aggregate_posterior.variance))
+        normal = np.array(about.aggregate_posterior.mean) + deviation * normal
+    return normal.astype(np.float32)
+
+
+def _seen(about: Manifest, decoded: Mapping[str, Array]) -> Array:
+    """Images as the encoder was shown them in training: black and white, for a likelihood of such."""
+    if about.likelihood.name != "bernoulli":
+        return decoded["images"]
+    drawn = np.random.default_rng(_SEED).random(decoded["mean"].shape) < decoded["mean"]
+    return np.where(drawn, np.uint8(255), np.uint8(0))
+
+
+def _relative(got: Array, wanted: Array) -> float:
+    return float((np.abs(got.astype(np.float64) - wanted) / (1 + np.abs(wanted))).max())
+
+
+def _psnr(got: Array, wanted: Array) -> float:
+    error = float(np.square((got.astype(np.float64) - wanted) / 255).mean())
+    return float("inf") if error == 0 else -10 * np.log10(error)
