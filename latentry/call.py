@@ -85,7 +85,7 @@ def run_models(args: argparse.Namespace) -> int:
         for m in client.models():
             shape, figures = m.image_shape, ", ".join(f"{k} {v:.6g}" for k, v in sorted(m.evaluation.items()))
             print(f"{m.model.name} {m.model.version}  {shape.height}x{shape.width}x{shape.channels}", end="  ")
-            print(f"{m.latent_dim} latents  {m.likelihood.name}  {m.provider}  {m.model.digest[:12]}")
+            print(f"{m.latent_dim} latents  {m.likelihood.name}  {m.provider} {m.precision}  {m.model.digest[:12]}")
             print(f"    at most {m.limits.max_items} items and {m.limits.max_message_bytes} bytes a call")
             if figures:
                 print(f"    {figures}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from latentry import manifest
 from latentry.manifest import ManifestError
-from serving import devices, doctor_machine, engine, identities, processors, repository, tls
+from serving import devices, doctor_machine, engine, identities, precisions, processors, repository, tls
 from serving.doctor_machine import pip_line, version_of
 from serving.errors import ConfigError, NoDevice, NoModel
 from serving.findings import Finding, ok, problem, warning
@@ -83,14 +83,14 @@ def _models(settings: Settings) -> Iterator[Finding]:
     yield from (problem("models", f"{root / name}: {why}") for name, why in found.misnamed.items())
     if not found.versions:
         yield problem("models", f"{root}: no model, wanted <name>/<version>/manifest.json")
-    total = 0
+    total, provider = 0, _provider(settings)
     for name, folders in found.versions.items():
         labels = settings.label_map.get(name, {})
         serving = settings.policy_for(name).choose(folders) | (set(labels.values()) & folders.keys())
         if not serving:
             yield warning("models", f"{name}: none of its {len(folders)} versions serves, by its policy")
         for version in sorted(serving):
-            finding, size = _model(folders[version])
+            finding, size = _model(folders[version], settings.precision, provider)
             total += size
             yield finding
         for label, version in labels.items():
@@ -105,16 +105,27 @@ def _models(settings: Settings) -> Iterator[Finding]:
         yield warning("memory", f"{free >> 20} MiB available, and the graphs alone have {total >> 20} MiB")
 
 
-def _model(folder: Path) -> tuple[Finding, int]:
-    """Whether the folder verifies, and the bytes of its graphs."""
+def _provider(settings: Settings) -> str:
+    """Where models are to run; of a device that cannot be used more is said elsewhere."""
+    try:
+        return devices.choose(settings.device, engine.why_not, threads=1, tensorrt_cache=settings.tensorrt_cache)[
+            0
+        ].provider
+    except NoDevice:
+        return devices.CUDA if settings.tensorrt_cache is None else devices.TENSORRT
+
+
+def _model(folder: Path, wanted: str, provider: str) -> tuple[Finding, int]:
+    """Whether the folder verifies and comes in what is wanted, and the bytes of the graphs that would be served."""
     try:
         whole = manifest.read(folder)
-    except ManifestError as error:
+        precision = precisions.choose(wanted, provider, whole.manifest)
+    except (ManifestError, engine.BadGraph) as error:
         return problem("models", str(error)), 0
-    size = len(whole.graph("encoder")) + len(whole.graph("decoder"))
+    size = len(whole.graph("encoder", precision)) + len(whole.graph("decoder", precision))
     about = whole.manifest
     shape = "x".join(map(str, about.image_shape))
-    text = f"{shape}, {about.latent_dim} latents, {size / (1 << 20):.1f} MiB"
+    text = f"{shape}, {about.latent_dim} latents, {size / (1 << 20):.1f} MiB in {precision}"
     return ok("models", f"{about.name} version {about.version} verifies: {text}"), size
 
 

@@ -56,13 +56,16 @@ def limits_of(manifest: Manifest, max_request_items: int) -> Limits:
 
 
 class Model:
-    """A version that is loaded and warm. `graphs` and `batchers` are by `ENCODER`, `DECODER` and perhaps `PRIOR`."""
+    """A version that is loaded and warm. `graphs` and `batchers` are by `ENCODER`, `DECODER` and perhaps `PRIOR`, the
+    first two in `precision`.
+    """
 
     def __init__(
         self,
         folder: ModelFolder,
         limits: Limits,
         provider: str,
+        precision: str,
         graphs: Mapping[str, Sequence[Graph]],
         batchers: Mapping[str, Batcher],
         drift: Drift | None,
@@ -72,6 +75,7 @@ class Model:
         self.digest = folder.digest
         self.limits = limits
         self.provider = provider
+        self.precision = precision
         self.batchers = batchers
         self._graphs = graphs
         self._drift = drift

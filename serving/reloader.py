@@ -277,7 +277,8 @@ class Reloader:
         replaced = self._catalog.put(model)
         self._metrics.reloads.labels(name, "loaded").inc()
         shape = "x".join(map(str, model.manifest.image_shape))
-        log.info("loaded %s version %d: %s, %d latents", name, version, shape, model.manifest.latent_dim)
+        about, precision = model.manifest, model.precision
+        log.info("loaded %s version %d: %s, %d latents, in %s", name, version, shape, about.latent_dim, precision)
         if replaced is not None:
             self._retire(replaced)
 

@@ -21,7 +21,6 @@ from serving.batches import Array
 from serving.catalog import Catalog
 from serving.codec_threads import CodecThreads
 from serving.errors import InvalidArgument
-from serving.loading import PRECISION
 from serving.model import Float32s, Model
 from serving.quotas import Quotas
 
@@ -133,7 +132,8 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
             version_labels=sorted(label for label, version in labels.items() if version == about.version),
             evaluation=about.evaluation,
             provider=model.provider,
-            precision=PRECISION,
+            precision=model.precision,
+            precisions=about.precisions,
             provenance_json=json.dumps(about.provenance, sort_keys=True, ensure_ascii=False),
             refused_versions=[pb.RefusedVersion(version=v, reason=each.reason) for v, each in refused],
         )

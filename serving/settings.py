@@ -24,6 +24,7 @@ from serving.version_policy import Policy as Policy
 from serving.version_policy import Unfit, read_labels, read_policies
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 
 def _knob(group: str, default: Any, about: str, **limits: Any) -> Any:
@@ -98,6 +99,13 @@ class Settings(BaseSettings):
         "auto",
         "auto, cpu, cuda, cuda:N or cuda:N,M; auto takes a GPU if one works and logs what it chose and why, the others "
         "refuse to start without what they name",
+    )
+    precision: Precision = _knob(
+        "device",
+        "auto",
+        "what encoders and decoders compute in; auto: fp32 on the CPU, on a GPU fp16 where a model has it, else fp32; "
+        "the others refuse a model that does not come in what they name. Less is faster where the device has "
+        "instructions for it, and farther from what was trained: the model's manifest says how far",
     )
     threads: int = _knob(
         "device",

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from latentry.manifest import DECODER_FILE, ENCODER_FILE, MANIFEST_FILE, Likelihood, Manifest, sha256
+from latentry.manifest import DECODER_FILE, ENCODER_FILE, FP32, MANIFEST_FILE, Likelihood, Manifest, sha256
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -62,7 +62,8 @@ def save(folder: Path, graphs: dict[str, onnx.ModelProto], about: Manifest, *, m
     digests = {}
     for file, graph in graphs.items():
         if metadata:
-            helper.set_model_props(graph, about.graph_metadata(file.removesuffix(".onnx")))
+            kind, _, precision = file.removesuffix(".onnx").partition(".")
+            helper.set_model_props(graph, about.graph_metadata(kind, precision or FP32))
         data = graph.SerializeToString()
         (folder / file).write_bytes(data)
         digests[file] = sha256(data)

@@ -9,9 +9,11 @@ from pathlib import Path
 import linear_model
 import numpy as np
 import pytest
+import variant_graphs
 
 from benchmarks import gpu_check
 from latentry import manifest
+from latentry.manifest import PRECISIONS
 from serving import devices, engine
 from serving.devices import Device
 
@@ -33,6 +35,38 @@ def test_every_model_is_checked_and_timed(monkeypatch: pytest.MonkeyPatch, capsy
     assert all(float(figure.replace(",", "")) > 0 for line in timed for figure in line[1:]), "torch among them"
 
 
+def test_every_precision_is_checked_and_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variant_graphs.add(linear_model.write(tmp_path), "fp16", "bf16", "int8")
+    assert run(monkeypatch, "--device", "cpu", "--models", str(tmp_path)) == 0
+    said = capsys.readouterr().out
+    assert said.count(": ok") == 4 * 4
+    for precision in PRECISIONS:
+        assert f"linear 1 in {precision}: (12, 10, 1), 5 latents" in said
+        assert f"encode {precision}" in said
+        assert f"decode {precision}" in said
+
+
+def test_a_precision_that_cannot_be_run_is_said_and_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = linear_model.write(tmp_path)
+    variant_graphs.add(model, "bf16", "int8", decoder_bf16=variant_graphs.bf16_throughout(model))
+    assert run(monkeypatch, "--device", "cpu", "--models", str(tmp_path)) == 1
+    said = capsys.readouterr().out
+    assert "decoder.bf16.onnx: ONNX Runtime cannot run it on cpu" in said
+    assert said.count(": ok") == 2 * 4, "the others are looked at all the same"
+
+
+def test_what_the_cpu_cannot_run_is_held_against_fp32(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = linear_model.write(tmp_path)
+    variant_graphs.add(model, "bf16", decoder_bf16=variant_graphs.bf16_throughout(model))
+    graphs = gpu_check._on_the_cpu(manifest.read(model.folder), "bf16", 1)
+    assert {graph.precision for graph in graphs.values()} == {"fp32"}
+    assert "the CPU cannot run bf16: held against fp32" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(devices.has_driver(), reason="this machine has an NVIDIA driver")
 def test_without_a_gpu_it_fails_and_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -48,4 +82,21 @@ def test_what_differs_is_found(tmp_path: Path, noise: float, good: bool) -> None
     spoilt = linear_model.encoder(model.shape, model.w * np.float32(1 + noise), model.v)
     other = engine.Graph(spoilt.SerializeToString(), CPU, {})
     images: Sequence[object] = np.random.default_rng(0).integers(0, 256, (80, *model.shape), np.uint8)
-    assert gpu_check._agrees("encoder", encoder, other, images, {"mean": 2e-3, "logvar": 2e-3}) is good
+    wanted = gpu_check.TOLERANCES["fp32"].posterior
+    assert gpu_check._agrees("encoder", encoder, other, images, {"mean": wanted, "logvar": wanted}) is good
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_differs_on_the_whole_is_found_though_no_value_differs_much(tmp_path: Path, precision: str) -> None:
+    """A constant that a device gets wrong everywhere."""
+    model = linear_model.write(tmp_path)
+    wanted = gpu_check.TOLERANCES[precision].mean
+    decoder = linear_model.decoder(model.shape, model.u)
+    one = engine.Graph(decoder.SerializeToString(), CPU, {})
+    for factor, good in ((0.5, True), (2.0, False)):
+        variant_graphs.brighten(decoder, wanted.whole * factor)
+        other = engine.Graph(decoder.SerializeToString(), CPU, {})
+        latents: Sequence[object] = np.random.default_rng(0).standard_normal((80, 5), np.float32)
+        assert wanted.whole * 2 < wanted.worst
+        assert gpu_check._agrees("decoder", one, other, latents, {"mean": wanted}) is good
+        decoder = linear_model.decoder(model.shape, model.u)

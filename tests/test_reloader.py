@@ -379,11 +379,11 @@ def test_a_version_loaded_while_a_scan_is_busy_elsewhere_is_not_dropped(
     busy, go_on = threading.Event(), threading.Event()
     rehearse = rehearsal.rehearse
 
-    async def slow(folder: Path, *args: Any) -> None:
+    async def slow(folder: Path, *args: Any, **options: Any) -> None:
         if folder.parent.name == "aaa":
             busy.set()
             await asyncio.to_thread(go_on.wait, 20)
-        await rehearse(folder, *args)
+        await rehearse(folder, *args, **options)
 
     monkeypatch.setattr("serving.loading.rehearse", slow)
     scan = served.admin.Scan.future(apb.ScanRequest(), timeout=60)
@@ -401,7 +401,7 @@ def test_labels_move_while_a_version_is_being_loaded(start: Start, monkeypatch: 
     served = start(1, 2, versions=("all",), labels=("linear:stable=2",))
     busy, go_on = threading.Event(), threading.Event()
 
-    async def hang(*args: Any) -> None:
+    async def hang(*args: Any, **options: Any) -> None:
         busy.set()
         await asyncio.to_thread(go_on.wait, 20)
 
@@ -425,7 +425,7 @@ def test_what_may_mend_itself_is_tried_again_and_holds_up_no_other_model(
     monkeypatch.setattr("serving.reloader._TRY_AGAIN_S", 0.0)
     tries: list[Path] = []
 
-    async def fail(folder: Path, *args: Any) -> None:
+    async def fail(folder: Path, *args: Any, **options: Any) -> None:
         tries.append(folder)
         if folder.parent.name == "aaa":
             raise error
@@ -476,7 +476,7 @@ def test_a_load_that_is_given_up_changes_nothing(start: Start, monkeypatch: pyte
     served = start(1, 2, versions=("1",))
     busy, go_on = threading.Event(), threading.Event()
 
-    async def hang(*args: Any) -> None:
+    async def hang(*args: Any, **options: Any) -> None:
         busy.set()
         await asyncio.to_thread(go_on.wait, 20)
 

@@ -50,6 +50,7 @@ TESTS = {
     "reflection": "test_reflection_is_answered_unless_switched_off",
     "channelz": "test_channelz_is_answered_only_when_switched_on",
     "device": "test_devices.test_every_bucket_of_every_gpu_is_warm_before_the_first_call",
+    "precision": "test_precisions.test_the_precision_that_is_named_answers",
     "threads": "test_graphs_run_in_as_many_threads_as_told_or_as_there_are_processors",
     "gpu_memory_mib": "test_what_a_gpu_is_told_comes_from_the_settings",
     "cuda_graphs": "test_what_a_gpu_is_told_comes_from_the_settings",

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15latentry/v1/vae.proto\x12\x0blatentry.v1\"K\n\x06Tensor\x12$\n\x05\x64type\x18\x01 \x01(\x0e\x32\x15.latentry.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"f\n\x06Images\x12%\n\x06tensor\x18\x01 \x01(\x0b\x32\x13.latentry.v1.TensorH\x00\x12-\n\x07\x65ncoded\x18\x02 \x01(\x0b\x32\x1a.latentry.v1.EncodedImagesH\x00\x42\x06\n\x04kind\"\x1f\n\rEncodedImages\x12\x0e\n\x06images\x18\x01 \x03(\x0c\"H\n\x0bImageOutput\x12(\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x18.latentry.v1.ImageFormat\x12\x0f\n\x07quality\x18\x02 \x01(\x05\"M\n\rModelSelector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\x03H\x00\x12\x0f\n\x05label\x18\x03 \x01(\tH\x00\x42\n\n\x08revision\"9\n\x08ModelRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"=\n\nImageShape\x12\x0e\n\x06height\x18\x01 \x01(\x05\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x03 \x01(\x05\"6\n\x06Limits\x12\x11\n\tmax_items\x18\x01 \x01(\x05\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\x03\"\x8a\x01\n\nLikelihood\x12\x0c\n\x04name\x18\x01 \x01(\t\x12;\n\nparameters\x18\x02 \x03(\x0b\x32\'.latentry.v1.Likelihood.ParametersEntry\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"1\n\x0eRefusedVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xff\x03\n\tModelInfo\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.latentry.v1.ModelRef\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.latentry.v1.ModelState\x12,\n\x0bimage_shape\x18\x03 \x01(\x0b\x32\x17.latentry.v1.ImageShape\x12\x12\n\nlatent_dim\x18\x04 \x01(\x05\x12#\n\x06limits\x18\x05 \x01(\x0b\x32\x13.latentry.v1.Limits\x12+\n\nlikelihood\x18\x06 \x01(\x0b\x32\x17.latentry.v1.Likelihood\x12\x14\n\x0c\x63lass_labels\x18\x07 \x03(\t\x12\x16\n\x0eversion_labels\x18\x08 \x03(\t\x12:\n\nevaluation\x18\t \x03(\x0b\x32&.latentry.v1.ModelInfo.EvaluationEntry\x12\x10\n\x08provider\x18\n \x01(\t\x12\x11\n\tprecision\x18\x0b \x01(\t\x12\x35\n\x10refused_versions\x18\r \x03(\x0b\x32\x1b.latentry.v1.RefusedVersion\x12\x17\n\x0fprovenance_json\x18\x0c \x01(\t\x1a\x31\n\x0f\x45valuationEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xdf\x01\n\rEncodeRequest\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.latentry.v1.ModelSelector\x12#\n\x06images\x18\x02 \x01(\x0b\x32\x13.latentry.v1.Images\x12#\n\x06resize\x18\x03 \x01(\x0e\x32\x13.latentry.v1.Resize\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x0b\x66irst_index\x18\x05 \x01(\x03\x12\x18\n\x0btemperature\x18\x06 \x01(\x02H\x01\x88\x01\x01\x42\x07\n\x05_seedB\x0e\n\x0c_temperature\"\xc0\x01\n\x0e\x45ncodeResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.latentry.v1.ModelRef\x12!\n\x04mean\x18\x02 \x01(\x0b\x32\x13.latentry.v1.Tensor\x12#\n\x06logvar\x18\x03 \x01(\x0b\x32\x13.latentry.v1.Tensor\x12$\n\x07latents\x18\x04 \x01(\x0b\x32\x13.latentry.v1.Tensor\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\x8a\x01\n\rDecodeRequest\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.latentry.v1.ModelSelector\x12$\n\x07latents\x18\x02 \x01(\x0b\x32\x13.latentry.v1.Tensor\x12(\n\x06output\x18\x03 \x01(\x0b\x32\x18.latentry.v1.ImageOutput\"[\n\x0e\x44\x65\x63odeResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.latentry.v1.ModelRef\x12#\n\x06images\x18\x02 \x01(\x0b\x32\x13.latentry.v1.Images\"\xce\x01\n\rSampleRequest\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.latentry.v1.ModelSelector\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x0b\x66irst_index\x18\x04 \x01(\x03\x12\x18\n\x0btemperature\x18\x05 \x01(\x02H\x01\x88\x01\x01\x12(\n\x06output\x18\x06 \x01(\x0b\x32\x18.latentry.v1.ImageOutputB\x07\n\x05_seedB\x0e\n\x0c_temperature\"\x8f\x01\n\x0eSampleResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.latentry.v1.ModelRef\x12#\n\x06images\x18\x02 \x01(\x0b\x32\x13.latentry.v1.Images\x12$\n\x07latents\x18\x03 \x01(\x0b\x32\x13.latentry.v1.Tensor\x12\x0c\n\x04seed\x18\x04 \x01(\x04\"\xa8\x02\n\x12InterpolateRequest\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.latentry.v1.ModelSelector\x12&\n\x07latents\x18\x02 \x01(\x0b\x32\x13.latentry.v1.TensorH\x00\x12%\n\x06images\x18\x03 \x01(\x0b\x32\x13.latentry.v1.ImagesH\x00\x12#\n\x06resize\x18\x04 \x01(\x0e\x32\x13.latentry.v1.Resize\x12\r\n\x05steps\x18\x05 \x01(\x05\x12,\n\x04path\x18\x06 \x01(\x0e\x32\x1e.latentry.v1.InterpolationPath\x12(\n\x06output\x18\x07 \x01(\x0b\x32\x18.latentry.v1.ImageOutputB\x0c\n\nkey_frames\"\x86\x01\n\x13InterpolateResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.latentry.v1.ModelRef\x12#\n\x06images\x18\x02 \x01(\x0b\x32\x13.latentry.v1.Images\x12$\n\x07latents\x18\x03 \x01(\x0b\x32\x13.latentry.v1.Tensor\"\x13\n\x11ListModelsRequest\"S\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.latentry.v1.ModelInfo\x12\x15\n\rdefault_model\x18\x02 \x01(\t\"<\n\x0fGetModelRequest\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.latentry.v1.ModelSelector\"9\n\x10GetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.latentry.v1.ModelInfo*Q\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x02*E\n\x06Resize\x12\x16\n\x12RESIZE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bRESIZE_CROP\x10\x01\x12\x12\n\x0eRESIZE_STRETCH\x10\x02*\xa9\x01\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x1a\n\x16IMAGE_FORMAT_RAW_UINT8\x10\x01\x12\x1c\n\x18IMAGE_FORMAT_RAW_FLOAT32\x10\x02\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x03\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x04\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x05*X\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11MODEL_STATE_READY\x10\x01\x12\x16\n\x12MODEL_STATE_FAILED\x10\x02*x\n\x11InterpolationPath\x12\"\n\x1eINTERPOLATION_PATH_UNSPECIFIED\x10\x00\x12\x1d\n\x19INTERPOLATION_PATH_LINEAR\x10\x01\x12 \n\x1cINTERPOLATION_PATH_SPHERICAL\x10\x02\x32\xbf\x03\n\nVaeService\x12\x41\n\x06\x45ncode\x12\x1a.latentry.v1.EncodeRequest\x1a\x1b.latentry.v1.EncodeResponse\x12\x41\n\x06\x44\x65\x63ode\x12\x1a.latentry.v1.DecodeRequest\x1a\x1b.latentry.v1.DecodeResponse\x12\x41\n\x06Sample\x12\x1a.latentry.v1.SampleRequest\x1a\x1b.latentry.v1.SampleResponse\x12P\n\x0bInterpolate\x12\x1f.latentry.v1.InterpolateRequest\x1a .latentry.v1.InterpolateResponse\x12M\n\nListModels\x12\x1e.latentry.v1.ListModelsRequest\x1a\x1f.latentry.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.latentry.v1.GetModelRequest\x1a\x1d.latentry.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15latentry/v1/vae.proto\x12\x0blatentry.v1\"K\n\x06Tensor\x12$\n\x05\x64type\x18\x01 \x01(\x0e\x32\x15.latentry.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"f\n\x06Images\x12%\n\x06tensor\x18\x01 \x01(\x0b\x32\x13.latentry.v1.TensorH\x00\x12-\n\x07\x65ncoded\x18\x02 \x01(\x0b\x32\x1a.latentry.v1.EncodedImagesH\x00\x42\x06\n\x04kind\"\x1f\n\rEncodedImages\x12\x0e\n\x06images\x18\x01 \x03(\x0c\"H\n\x0bImageOutput\x12(\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x18.latentry.v1.ImageFormat\x12\x0f\n\x07quality\x18\x02 \x01(\x05\"M\n\rModelSelector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\x03H\x00\x12\x0f\n\x05label\x18\x03 \x01(\tH\x00\x42\n\n\x08revision\"9\n\x08ModelRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"=\n\nImageShape\x12\x0e\n\x06height\x18\x01 \x01(\x05\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x03 \x01(\x05\"6\n\x06Limits\x12\x11\n\tmax_items\x18\x01 \x01(\x05\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\x03\"\x8a\x01\n\nLikelihood\x12\x0c\n\x04name\x18\x01 \x01(\t\x12;\n\nparameters\x18\x02 \x03(\x0b\x32\'.latentry.v1.Likelihood.ParametersEntry\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"1\n\x0eRefusedVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x93\x04\n\tModelInfo\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.latentry.v1.ModelRef\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.latentry.v1.ModelState\x12,\n\x0bimage_shape\x18\x03 \x01(\x0b\x32\x17.latentry.v1.ImageShape\x12\x12\n\nlatent_dim\x18\x04 \x01(\x05\x12#\n\x06limits\x18\x05 \x01(\x0b\x32\x13.latentry.v1.Limits\x12+\n\nlikelihood\x18\x06 \x01(\x0b\x32\x17.latentry.v1.Likelihood\x12\x14\n\x0c\x63lass_labels\x18\x07 \x03(\t\x12\x16\n\x0eversion_labels\x18\x08 \x03(\t\x12:\n\nevaluation\x18\t \x03(\x0b\x32&.latentry.v1.ModelInfo.EvaluationEntry\x12\x10\n\x08provider\x18\n \x01(\t\x12\x11\n\tprecision\x18\x0b \x01(\t\x12\x12\n\nprecisions\x18\x0e \x03(\t\x12\x35\n\x10refused_versions\x18\r \x03(\x0b\x32\x1b.latentry.v1.RefusedVersion\x12\x17\n\x0fprovenance_json\x18\x0c \x01(\t\x1a\x31\n\x0f\x45valuationEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xdf\x01\n\rEncodeRequest\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.latentry.v1.ModelSelector\x12#\n\x06images\x18\x02 \x01(\x0b\x32\x13.latentry.v1.Images\x12#\n\x06resize\x18\x03 \x01(\x0e\x32\x13.latentry.v1.Resize\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x0b\x66irst_index\x18\x05 \x01(\x03\x12\x18\n\x0btemperature\x18\x06 \x01(\x02H\x01\x88\x01\x01\x42\x07\n\x05_seedB\x0e\n\x0c_temperature\"\xc0\x01\n\x0e\x45ncodeResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.latentry.v1.ModelRef\x12!\n\x04mean\x18\x02 \x01(\x0b\x32\x13.latentry.v1.Tensor\x12#\n\x06logvar\x18\x03 \x01(\x0b\x32\x13.latentry.v1.Tensor\x12$\n\x07latents\x18\x04 \x01(\x0b\x32\x13.latentry.v1.Tensor\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\x8a\x01\n\rDecodeRequest\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.latentry.v1.ModelSelector\x12$\n\x07latents\x18\x02 \x01(\x0b\x32\x13.latentry.v1.Tensor\x12(\n\x06output\x18\x03 \x01(\x0b\x32\x18.latentry.v1.ImageOutput\"[\n\x0e\x44\x65\x63odeResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.latentry.v1.ModelRef\x12#\n\x06images\x18\x02 \x01(\x0b\x32\x13.latentry.v1.Images\"\xce\x01\n\rSampleRequest\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.latentry.v1.ModelSelector\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x0b\x66irst_index\x18\x04 \x01(\x03\x12\x18\n\x0btemperature\x18\x05 \x01(\x02H\x01\x88\x01\x01\x12(\n\x06output\x18\x06 \x01(\x0b\x32\x18.latentry.v1.ImageOutputB\x07\n\x05_seedB\x0e\n\x0c_temperature\"\x8f\x01\n\x0eSampleResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.latentry.v1.ModelRef\x12#\n\x06images\x18\x02 \x01(\x0b\x32\x13.latentry.v1.Images\x12$\n\x07latents\x18\x03 \x01(\x0b\x32\x13.latentry.v1.Tensor\x12\x0c\n\x04seed\x18\x04 \x01(\x04\"\xa8\x02\n\x12InterpolateRequest\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.latentry.v1.ModelSelector\x12&\n\x07latents\x18\x02 \x01(\x0b\x32\x13.latentry.v1.TensorH\x00\x12%\n\x06images\x18\x03 \x01(\x0b\x32\x13.latentry.v1.ImagesH\x00\x12#\n\x06resize\x18\x04 \x01(\x0e\x32\x13.latentry.v1.Resize\x12\r\n\x05steps\x18\x05 \x01(\x05\x12,\n\x04path\x18\x06 \x01(\x0e\x32\x1e.latentry.v1.InterpolationPath\x12(\n\x06output\x18\x07 \x01(\x0b\x32\x18.latentry.v1.ImageOutputB\x0c\n\nkey_frames\"\x86\x01\n\x13InterpolateResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.latentry.v1.ModelRef\x12#\n\x06images\x18\x02 \x01(\x0b\x32\x13.latentry.v1.Images\x12$\n\x07latents\x18\x03 \x01(\x0b\x32\x13.latentry.v1.Tensor\"\x13\n\x11ListModelsRequest\"S\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.latentry.v1.ModelInfo\x12\x15\n\rdefault_model\x18\x02 \x01(\t\"<\n\x0fGetModelRequest\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.latentry.v1.ModelSelector\"9\n\x10GetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.latentry.v1.ModelInfo*Q\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x02*E\n\x06Resize\x12\x16\n\x12RESIZE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bRESIZE_CROP\x10\x01\x12\x12\n\x0eRESIZE_STRETCH\x10\x02*\xa9\x01\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x1a\n\x16IMAGE_FORMAT_RAW_UINT8\x10\x01\x12\x1c\n\x18IMAGE_FORMAT_RAW_FLOAT32\x10\x02\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x03\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x04\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x05*X\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11MODEL_STATE_READY\x10\x01\x12\x16\n\x12MODEL_STATE_FAILED\x10\x02*x\n\x11InterpolationPath\x12\"\n\x1eINTERPOLATION_PATH_UNSPECIFIED\x10\x00\x12\x1d\n\x19INTERPOLATION_PATH_LINEAR\x10\x01\x12 \n\x1cINTERPOLATION_PATH_SPHERICAL\x10\x02\x32\xbf\x03\n\nVaeService\x12\x41\n\x06\x45ncode\x12\x1a.latentry.v1.EncodeRequest\x1a\x1b.latentry.v1.EncodeResponse\x12\x41\n\x06\x44\x65\x63ode\x12\x1a.latentry.v1.DecodeRequest\x1a\x1b.latentry.v1.DecodeResponse\x12\x41\n\x06Sample\x12\x1a.latentry.v1.SampleRequest\x1a\x1b.latentry.v1.SampleResponse\x12P\n\x0bInterpolate\x12\x1f.latentry.v1.InterpolateRequest\x1a .latentry.v1.InterpolateResponse\x12M\n\nListModels\x12\x1e.latentry.v1.ListModelsRequest\x1a\x1f.latentry.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.latentry.v1.GetModelRequest\x1a\x1d.latentry.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,16 +35,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LIKELIHOOD_PARAMETERSENTRY']._serialized_options = b'8\001'
   _globals['_MODELINFO_EVALUATIONENTRY']._loaded_options = None
   _globals['_MODELINFO_EVALUATIONENTRY']._serialized_options = b'8\001'
-  _globals['_DATATYPE']._serialized_start=2962
-  _globals['_DATATYPE']._serialized_end=3043
-  _globals['_RESIZE']._serialized_start=3045
-  _globals['_RESIZE']._serialized_end=3114
-  _globals['_IMAGEFORMAT']._serialized_start=3117
-  _globals['_IMAGEFORMAT']._serialized_end=3286
-  _globals['_MODELSTATE']._serialized_start=3288
-  _globals['_MODELSTATE']._serialized_end=3376
-  _globals['_INTERPOLATIONPATH']._serialized_start=3378
-  _globals['_INTERPOLATIONPATH']._serialized_end=3498
+  _globals['_DATATYPE']._serialized_start=2982
+  _globals['_DATATYPE']._serialized_end=3063
+  _globals['_RESIZE']._serialized_start=3065
+  _globals['_RESIZE']._serialized_end=3134
+  _globals['_IMAGEFORMAT']._serialized_start=3137
+  _globals['_IMAGEFORMAT']._serialized_end=3306
+  _globals['_MODELSTATE']._serialized_start=3308
+  _globals['_MODELSTATE']._serialized_end=3396
+  _globals['_INTERPOLATIONPATH']._serialized_start=3398
+  _globals['_INTERPOLATIONPATH']._serialized_end=3518
   _globals['_TENSOR']._serialized_start=38
   _globals['_TENSOR']._serialized_end=113
   _globals['_IMAGES']._serialized_start=115
@@ -68,33 +68,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REFUSEDVERSION']._serialized_start=724
   _globals['_REFUSEDVERSION']._serialized_end=773
   _globals['_MODELINFO']._serialized_start=776
-  _globals['_MODELINFO']._serialized_end=1287
-  _globals['_MODELINFO_EVALUATIONENTRY']._serialized_start=1238
-  _globals['_MODELINFO_EVALUATIONENTRY']._serialized_end=1287
-  _globals['_ENCODEREQUEST']._serialized_start=1290
-  _globals['_ENCODEREQUEST']._serialized_end=1513
-  _globals['_ENCODERESPONSE']._serialized_start=1516
-  _globals['_ENCODERESPONSE']._serialized_end=1708
-  _globals['_DECODEREQUEST']._serialized_start=1711
-  _globals['_DECODEREQUEST']._serialized_end=1849
-  _globals['_DECODERESPONSE']._serialized_start=1851
-  _globals['_DECODERESPONSE']._serialized_end=1942
-  _globals['_SAMPLEREQUEST']._serialized_start=1945
-  _globals['_SAMPLEREQUEST']._serialized_end=2151
-  _globals['_SAMPLERESPONSE']._serialized_start=2154
-  _globals['_SAMPLERESPONSE']._serialized_end=2297
-  _globals['_INTERPOLATEREQUEST']._serialized_start=2300
-  _globals['_INTERPOLATEREQUEST']._serialized_end=2596
-  _globals['_INTERPOLATERESPONSE']._serialized_start=2599
-  _globals['_INTERPOLATERESPONSE']._serialized_end=2733
-  _globals['_LISTMODELSREQUEST']._serialized_start=2735
-  _globals['_LISTMODELSREQUEST']._serialized_end=2754
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2756
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2839
-  _globals['_GETMODELREQUEST']._serialized_start=2841
-  _globals['_GETMODELREQUEST']._serialized_end=2901
-  _globals['_GETMODELRESPONSE']._serialized_start=2903
-  _globals['_GETMODELRESPONSE']._serialized_end=2960
-  _globals['_VAESERVICE']._serialized_start=3501
-  _globals['_VAESERVICE']._serialized_end=3948
+  _globals['_MODELINFO']._serialized_end=1307
+  _globals['_MODELINFO_EVALUATIONENTRY']._serialized_start=1258
+  _globals['_MODELINFO_EVALUATIONENTRY']._serialized_end=1307
+  _globals['_ENCODEREQUEST']._serialized_start=1310
+  _globals['_ENCODEREQUEST']._serialized_end=1533
+  _globals['_ENCODERESPONSE']._serialized_start=1536
+  _globals['_ENCODERESPONSE']._serialized_end=1728
+  _globals['_DECODEREQUEST']._serialized_start=1731
+  _globals['_DECODEREQUEST']._serialized_end=1869
+  _globals['_DECODERESPONSE']._serialized_start=1871
+  _globals['_DECODERESPONSE']._serialized_end=1962
+  _globals['_SAMPLEREQUEST']._serialized_start=1965
+  _globals['_SAMPLEREQUEST']._serialized_end=2171
+  _globals['_SAMPLERESPONSE']._serialized_start=2174
+  _globals['_SAMPLERESPONSE']._serialized_end=2317
+  _globals['_INTERPOLATEREQUEST']._serialized_start=2320
+  _globals['_INTERPOLATEREQUEST']._serialized_end=2616
+  _globals['_INTERPOLATERESPONSE']._serialized_start=2619
+  _globals['_INTERPOLATERESPONSE']._serialized_end=2753
+  _globals['_LISTMODELSREQUEST']._serialized_start=2755
+  _globals['_LISTMODELSREQUEST']._serialized_end=2774
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2776
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2859
+  _globals['_GETMODELREQUEST']._serialized_start=2861
+  _globals['_GETMODELREQUEST']._serialized_end=2921
+  _globals['_GETMODELRESPONSE']._serialized_start=2923
+  _globals['_GETMODELRESPONSE']._serialized_end=2980
+  _globals['_VAESERVICE']._serialized_start=3521
+  _globals['_VAESERVICE']._serialized_end=3968
 # @@protoc_insertion_point(module_scope)

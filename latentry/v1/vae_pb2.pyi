@@ -152,7 +152,7 @@ class RefusedVersion(_message.Message):
     def __init__(self, version: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model", "state", "image_shape", "latent_dim", "limits", "likelihood", "class_labels", "version_labels", "evaluation", "provider", "precision", "refused_versions", "provenance_json")
+    __slots__ = ("model", "state", "image_shape", "latent_dim", "limits", "likelihood", "class_labels", "version_labels", "evaluation", "provider", "precision", "precisions", "refused_versions", "provenance_json")
     class EvaluationEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -171,6 +171,7 @@ class ModelInfo(_message.Message):
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    PRECISIONS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     PROVENANCE_JSON_FIELD_NUMBER: _ClassVar[int]
     model: ModelRef
@@ -184,9 +185,10 @@ class ModelInfo(_message.Message):
     evaluation: _containers.ScalarMap[str, float]
     provider: str
     precision: str
+    precisions: _containers.RepeatedScalarFieldContainer[str]
     refused_versions: _containers.RepeatedCompositeFieldContainer[RefusedVersion]
     provenance_json: str
-    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., state: _Optional[_Union[ModelState, str]] = ..., image_shape: _Optional[_Union[ImageShape, _Mapping]] = ..., latent_dim: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., likelihood: _Optional[_Union[Likelihood, _Mapping]] = ..., class_labels: _Optional[_Iterable[str]] = ..., version_labels: _Optional[_Iterable[str]] = ..., evaluation: _Optional[_Mapping[str, float]] = ..., provider: _Optional[str] = ..., precision: _Optional[str] = ..., refused_versions: _Optional[_Iterable[_Union[RefusedVersion, _Mapping]]] = ..., provenance_json: _Optional[str] = ...) -> None: ...
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., state: _Optional[_Union[ModelState, str]] = ..., image_shape: _Optional[_Union[ImageShape, _Mapping]] = ..., latent_dim: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., likelihood: _Optional[_Union[Likelihood, _Mapping]] = ..., class_labels: _Optional[_Iterable[str]] = ..., version_labels: _Optional[_Iterable[str]] = ..., evaluation: _Optional[_Mapping[str, float]] = ..., provider: _Optional[str] = ..., precision: _Optional[str] = ..., precisions: _Optional[_Iterable[str]] = ..., refused_versions: _Optional[_Iterable[_Union[RefusedVersion, _Mapping]]] = ..., provenance_json: _Optional[str] = ...) -> None: ...
 
 class EncodeRequest(_message.Message):
     __slots__ = ("model", "images", "resize", "seed", "first_index", "temperature")
