@@ -28,4 +28,5 @@ class CheckpointError(TrainingError):
 
 
 class ExportError(TrainingError):
-    """The exported graphs did not hold against torch, or the destination is taken; nothing was published."""
+    """The exported graphs did not hold against torch, or the imported against the given ones, or the destination is
+    taken; nothing was published."""
