@@ -68,7 +68,7 @@ def test_stopped_between_the_renames_the_old_version_comes_back(
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", stopping)
-    monkeypatch.setattr(publication, "_exchange_at_once", lambda one, other: False)
+    monkeypatch.setattr(publication, "exchange_at_once", lambda one, other: False)
     with pytest.raises((KeyboardInterrupt, ExportError)):
         publication.publish(destination, {"b": b"2"}, overwrite=True)
     assert [path.name for path in destination.iterdir()] == ["a"]

@@ -93,7 +93,7 @@ def _retired(destination: Path) -> Path:
 def _exchange(partial: Path, destination: Path) -> None:
     """Put `partial` where `destination` is: at once where the system can. Elsewhere there are two renames, and killed
     between them, `_recover` brings the old one back."""
-    if _exchange_at_once(partial, destination):
+    if exchange_at_once(partial, destination):
         return
     retired = _retired(destination)
     destination.rename(retired)
@@ -105,7 +105,7 @@ def _exchange(partial: Path, destination: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
 
 
-def _exchange_at_once(one: Path, other: Path) -> bool:
+def exchange_at_once(one: Path, other: Path) -> bool:
     """Exchange two names in one step. False if the system or the file system cannot."""
     if not sys.platform.startswith("linux"):
         return False
