@@ -1,75 +1,35 @@
-"""The model card and the preview that lie beside the graphs in a model folder."""
+"""The model card that lies beside the graphs of a trained model: what it is for, what it was trained on, its figures,
+and its limits. It says what was measured and nothing else; a section without facts is left out."""
 
 from __future__ import annotations
 
-import io
+from collections.abc import Mapping
 
-import numpy as np
-
+from latentry import manifest as manifests
+from latentry.graph_notes import gives_points
 from latentry.manifest import Manifest
-from latentry.pixels import to_pillow
-from training import figures
-from training.figures import Grid
-from training.trained import Trained
+from training import card_tables
+from training.preview import MOST_CLASSES, preview
+
+__all__ = ["card", "preview", "with_section"]
 
 _USE = "## Use"
+_MOST_NAMED = 100  # classes
 
 
-def card(manifest: Manifest) -> str:
-    """README.md in Markdown: what the model is, what it was trained on, its figures, its use and its limits."""
-    height, width, channels = manifest.image_shape
-    data, scores = manifest.provenance["data"], manifest.evaluation
-    latent_dim, colour = manifest.latent_dim, "grey" if channels == 1 else "RGB"
-    sigma = "".join(f", {name} {value:.4g}" for name, value in manifest.likelihood.parameters.items())
-    labels = f"Classes: {', '.join(manifest.labels)}.\n\n" if manifest.labels else ""
-    return f"""\
-# {manifest.name}, version {manifest.version}
-
-{_kind(manifest)} of {height}x{width} {colour} images: {latent_dim} latents, \
-{manifest.likelihood.name} likelihood{sigma}, \
-{manifest.provenance["parameters"]:,} parameters.
-
-![Originals above their reconstructions, and samples](preview.png)
-
-## Trained on
-
-`{data["name"]}`: {data["train_images"]:,} images, {data["test_images"]:,} held out ({data["split"]}). SHA-256 of the \
-pixels: `{data["sha256"]}`.
-
-{labels}Trained for {manifest.provenance["steps"]:,} steps by `latentry train` with the config in `manifest.json`, \
-which also has the versions, the seed and the date.
-
-## Figures
-
-On the {scores["images"]:,.0f} held-out images, at beta = 1, with one posterior sample for each image:
-
-| figure | value |
-|---|---|
-| ELBO | {scores["elbo"]:.2f} nats per image |
-| reconstruction, E[log p(x\\|z)] | {scores["reconstruction"]:.2f} nats per image |
-| KL(q(z\\|x) ‖ {_prior_of(manifest)}) | {scores["kl"]:.2f} nats per image |
-| PSNR of reconstructions | {scores["psnr_db"]:.2f} dB |
-| active units | {scores["active_units"]:.0f} of {latent_dim} |
-
-{_about_likelihood(manifest)}
-{_USE}
-
-| graph | input | outputs |
-|---|---|---|
-| `encoder.onnx` | `images` uint8 [N, {height}, {width}, {channels}]{_labels(manifest)} \
-| `mean`, `logvar` float32 [N, {latent_dim}] |
-| `decoder.onnx` | `latents` float32 [N, {latent_dim}]{_labels(manifest)} \
-| `images` uint8 and `mean` float32 in [0, 1], [N, {height}, {width}, {channels}] |
-{_prior_rows(manifest)}\
-
-`latentry serve --models DIR`, where DIR holds `{manifest.name}/{manifest.version}/`, serves it over gRPC. Any ONNX \
-Runtime runs the graphs alone.
-
-## Limits
-
-It knows images like those it was trained on, framed as they are, and smooths away what {latent_dim} numbers
-cannot hold. {_about_draws(manifest)}
-"""
+def card(manifest: Manifest, sizes: Mapping[str, int] | None = None) -> str:
+    """README.md in Markdown, of a manifest with figures; `sizes` of the graphs in bytes, by file name, for the table of
+    precisions. The files' digests are not read, the card's being one of them."""
+    sections = (
+        _title(manifest),
+        _intended_use(manifest),
+        _trained_on(manifest),
+        card_tables.figures(manifest),
+        card_tables.precisions(manifest, sizes or {}),
+        _use(manifest),
+        _limits(manifest),
+    )
+    return "\n".join(section for section in sections if section)
 
 
 def with_section(text: str, heading: str, section: str) -> str:
@@ -85,24 +45,124 @@ def with_section(text: str, heading: str, section: str) -> str:
     return text[:start] + section + text[start:]
 
 
-def preview(trained: Trained) -> bytes:
-    """A PNG: originals above their reconstructions on the left, samples on the right."""
-    left = figures.reconstructions(trained.model, trained.dataset.test)
-    right = figures.samples(trained.model, trained.config.model.latent_dim)
-    grid = _beside(left, right)
-    file = io.BytesIO()
-    to_pillow(grid).save(file, "PNG", optimize=True)
-    return file.getvalue()
+def _title(manifest: Manifest) -> str:
+    numbers = "".join(f", {name} {value:.4g}" for name, value in manifest.likelihood.parameters.items())
+    prior = manifest.prior
+    drawn = "" if prior is None else f", {prior.kind} prior" + ("" if prior.learnt else " fitted afterwards")
+    return f"""\
+# {manifest.name}, version {manifest.version}
+
+{_kind(manifest)} of {_images(manifest)}: {manifest.latent_dim} latents, \
+{manifest.likelihood.name} likelihood{numbers}{drawn}, {manifest.provenance["parameters"]:,} parameters.
+
+![Originals above their reconstructions, and samples](preview.png)
+
+Left: held-out images, each row above the row of their reconstructions. Right: {_shown_samples(manifest)}.
+"""
 
 
-def _about_likelihood(manifest: Manifest) -> str:
-    if manifest.likelihood.name == "bernoulli":
+def _shown_samples(manifest: Manifest) -> str:
+    drawn = "N(0, I)" if manifest.prior is None else f"`{manifests.PRIOR_FILE}`"
+    if not manifest.classes:
+        return f"samples, decoded from draws of {drawn}"
+    rows = min(manifest.classes, MOST_CLASSES)
+    which = "each class" if rows == manifest.classes else f"each of the first {rows} classes"
+    return f"samples, a row for {which}, decoded from the same draws of {drawn}"
+
+
+def _intended_use(manifest: Manifest) -> str:
+    return f"""\
+## Intended use
+
+For images like those of `{manifest.provenance["data"]["name"]}`, {_images(manifest)}, framed as they are: to encode, \
+draw, blend and edit such images, to study what latents hold, to try out a service with a small model.
+
+Not for other images: it makes of them what it knows, and only a bad reconstruction tells. Not for keeping images: what
+comes back is another image. Not for telling what an image shows, or who: reconstructions and samples are made up from
+what many images have in common, and prove nothing about any one of them.
+"""
+
+
+def _trained_on(manifest: Manifest) -> str:
+    data = manifest.provenance["data"]
+    aside = f", {data['validation_images']:,} set aside to choose by" if data.get("validation_images") else ""
+    named = ", ".join(manifest.labels[:_MOST_NAMED]) + (", ..." if len(manifest.labels) > _MOST_NAMED else "")
+    labels = f"Classes: {named}.\n\n" if manifest.labels else ""
+    unreadable = data.get("unreadable_files")
+    left_out = f"{unreadable:,} files of it could not be read, and were left out.\n\n" if unreadable else ""
+    return f"""\
+## Trained on
+
+`{data["name"]}`: {data["train_images"]:,} images{aside}, {data["test_images"]:,} held out ({data["split"]}). SHA-256 \
+of the pixels: `{data["sha256"]}`.
+
+{labels}{left_out}Trained for {manifest.provenance["steps"]:,} steps by `latentry train` with the config in \
+`manifest.json`, which also has the versions, the seed and the date.
+"""
+
+
+def _use(manifest: Manifest) -> str:
+    height, width, channels = manifest.image_shape
+    labels = f", `labels` int64 [N] from 0 to {manifest.classes - 1}" if manifest.classes else ""
+    return f"""\
+{_USE}
+
+| graph | input | outputs |
+|---|---|---|
+| `encoder.onnx` | `images` uint8 [N, {height}, {width}, {channels}]{labels} \
+| `mean`, `logvar` float32 [N, {manifest.latent_dim}] |
+| `decoder.onnx` | `latents` float32 [N, {manifest.latent_dim}]{labels} \
+| `images` uint8 and `mean` float32 in [0, 1], [N, {height}, {width}, {channels}] |
+{_prior_rows(manifest)}\
+
+`latentry serve --models DIR`, where DIR holds `{manifest.name}/{manifest.version}/`, serves it over gRPC. Any ONNX \
+Runtime runs the graphs alone; what to feed them is in their metadata too.
+"""
+
+
+def _prior_rows(manifest: Manifest) -> str:
+    if manifest.prior is None:
+        return ""
+    rows = f"| `prior.onnx` | `noise` float32 [N, {manifest.prior.noise_dim}], standard normal | `latents` |\n"
+    if manifest.prior.kind != "second-stage":
+        rows += "| `density.onnx` | `latents` | `log_prob` float32 [N], log p(z) in nats |\n"
+    return rows
+
+
+def _limits(manifest: Manifest) -> str:
+    scores, latent_dim = manifest.evaluation, manifest.latent_dim
+    off = 255 * 10 ** (-scores["psnr_db"] / 20)
+    idle = latent_dim - round(scores["active_units"])
+    unused = f" {idle} of its {latent_dim} latents say next to nothing of an image." if idle else ""
+    return f"""\
+## Limits
+
+It knows images like those it was trained on, framed as they are, and smooths away what {latent_dim} numbers cannot
+hold: reconstructions of held-out images are {off:.1f} levels of 255 off, as root mean square.{unused}
+
+{_about_draws(manifest)}
+
+All figures are of held-out images of one data set and of this one run. Nothing was measured on other images, nor
+apart for kinds of images that the data set holds few of.
+"""
+
+
+def _about_draws(manifest: Manifest) -> str:
+    prior = manifest.prior
+    if prior is None and gives_points(manifest):
+        return "Its encoder gives points and was given no prior: draws from N(0, I) need not look like anything."
+    if prior is None:
+        return "Draws from N(0, I) are less sharp than reconstructions."
+    densities = f"{prior.held_out_log_density:.1f} nats against {prior.normal_log_density:.1f}"
+    if prior.learnt:
         return (
-            "The images were binarised for these figures, each pixel drawn once with its grey value as probability.\n"
+            "Its prior was learnt with it: draw latents with `prior.onnx`, as `latentry serve` does; N(0, I) does\n"
+            f"not fit (log p(z) of held-out latents: {densities})."
         )
-    if manifest.likelihood.name == "discretised-logistic":
-        return "The likelihood is a probability of the 256 levels of each pixel.\n"
-    return "The likelihood is a density of pixel values in [0, 1], so that the ELBO can be above zero.\n"
+    return (
+        f"Draws from N(0, I) are less sharp than those from `prior.onnx`, a {prior.kind} fitted to what was encoded\n"
+        f"(log p(z) of held-out latents: {densities})."
+    )
 
 
 def _kind(manifest: Manifest) -> str:
@@ -116,40 +176,6 @@ def _kind(manifest: Manifest) -> str:
     return kinds.get(manifest.provenance["config"]["model"]["kind"], vae)
 
 
-def _prior_of(manifest: Manifest) -> str:
-    return "p(z)" if manifest.prior is not None and manifest.prior.learnt else "N(0, I)"
-
-
-def _labels(manifest: Manifest) -> str:
-    return f", `labels` int64 [N] from 0 to {manifest.classes - 1}" if manifest.classes else ""
-
-
-def _prior_rows(manifest: Manifest) -> str:
-    if manifest.prior is None:
-        return ""
-    rows = f"| `prior.onnx` | `noise` float32 [N, {manifest.prior.noise_dim}], standard normal | `latents` |\n"
-    if manifest.prior.kind != "second-stage":
-        rows += "| `density.onnx` | `latents` | `log_prob` float32 [N], log p(z) in nats |\n"
-    return rows
-
-
-def _about_draws(manifest: Manifest) -> str:
-    prior = manifest.prior
-    if prior is None:
-        return "Draws from N(0, I) are less sharp than reconstructions."
-    densities = f"{prior.held_out_log_density:.1f} nats against {prior.normal_log_density:.1f}"
-    if prior.learnt:
-        return (
-            "Its prior was learnt with it: draw latents with `prior.onnx`, as\n`latentry serve` does; "
-            f"N(0, I) does not fit (log p(z) of held-out latents: {densities})."
-        )
-    return (
-        f"Draws from N(0, I) are less sharp than those from `prior.onnx`, a {prior.kind}\nfitted to what was encoded "
-        f"(log p(z) of held-out latents: {densities})."
-    )
-
-
-def _beside(left: Grid, right: Grid) -> Grid:
-    height = max(left.shape[0], right.shape[0])
-    padded = [np.pad(grid, ((0, height - len(grid)), (0, 16), (0, 0)), constant_values=255) for grid in (left, right)]
-    return np.concatenate(padded, axis=1)[:, :-16]
+def _images(manifest: Manifest) -> str:
+    height, width, channels = manifest.image_shape
+    return f"{height}x{width} {'grey' if channels == 1 else 'RGB'} images"
