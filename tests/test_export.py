@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 from training_fixtures import fashion_images, small_run
 
-from latentry import manifest
+from latentry import graph_notes, manifest
 from training import checkpoint, config_file, export, graphs, parity, publication, state, trained
 from training.data import Dataset
 from training.errors import ExportError
@@ -109,7 +109,7 @@ class TestFolder:
     def test_graphs_explain_themselves(self, folder: Path) -> None:
         for graph in ("encoder", "decoder"):
             metadata = session(folder / f"{graph}.onnx").get_modelmeta().custom_metadata_map
-            assert metadata == manifest.read(folder).manifest.graph_metadata(graph)
+            assert metadata == graph_notes.metadata(manifest.read(folder).manifest, graph)
 
     def test_no_file_tells_of_the_machine(self, folder: Path, small: Trained) -> None:
         paths = [str(Path(__file__).resolve().parent.parent), str(Path(small.config.data.path).parent), "site-packages"]

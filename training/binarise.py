@@ -36,6 +36,11 @@ def binarise(pixels: NDArray[np.uint8], how: str) -> NDArray[np.uint8]:
     return pixels
 
 
+def seen_by(likelihood: str, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What a model of that likelihood is shown of `pixels`: a Bernoulli's images are black and white."""
+    return binarise(pixels, "dynamic") if likelihood == "bernoulli" else pixels
+
+
 def _drawn(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     random = np.random.RandomState(_SEED)  # its stream goes on from block to block as in one draw
     flat = pixels.reshape(-1)

@@ -14,6 +14,7 @@ import io
 import pickle
 import re
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,18 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
 
     Raises `RunError` if it cannot be written, for example to a full disk; the checkpoints before are left intact.
     """
-    path = folder / f"step-{step:09d}.ckpt"
+    path = _path(folder, step)
     write(path, state)
     kept = [other for other in _paths(folder) if _step(other) <= step][:KEPT]
     for other in _paths(folder):
         if other not in kept:  # old ones, and newer ones, which were found damaged when the run was resumed
             other.unlink(missing_ok=True)
     return path
+
+
+def written(folder: Path, step: int) -> datetime:
+    """When the checkpoint of `step` was written."""
+    return datetime.fromtimestamp(_path(folder, step).stat().st_mtime, timezone.utc)
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
@@ -95,6 +101,10 @@ def is_whole(path: Path) -> bool:
         read(path)
         return True
     return False
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:09d}.ckpt"
 
 
 def _paths(folder: Path) -> list[Path]:

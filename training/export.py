@@ -6,6 +6,7 @@ run -> graphs -> gate (checker, parity with torch) -> manifest, card, preview ->
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from latentry.manifest import AggregatePosterior, Likelihood, Manifest, Manifest
 from training import card, graphs, parity, prior_graphs, publication, trained
 from training.errors import ExportError
 from training.evaluate import encoded_moments, evaluate
-from training.graphs import DecoderGraph, EncoderGraph
+from training.precision import fp32, variants
 from training.prior_graphs import PriorGraphs
 from training.provenance import provenance
 from training.trained import Trained
@@ -22,55 +23,58 @@ from training.trained import Trained
 _TO_COME = "0" * 64  # stands for a file's digest until the file is made
 
 
-def export(run_folder: Path, destination: Path, *, overwrite: bool = False, data_path: str | None = None) -> Manifest:
-    """Write the model of a run as the model folder `destination`, which ends in NAME/VERSION.
+def export(
+    run_folder: Path,
+    destination: Path,
+    *,
+    overwrite: bool = False,
+    data_path: str | None = None,
+    precisions: Sequence[str] = (),
+) -> Manifest:
+    """Write the model of a run as the model folder `destination`, which ends in NAME/VERSION; `precisions` beside fp32.
 
     Raises `ExportError` if the destination is taken (and `overwrite` is false) or cannot be written, or if the
     graphs are not what torch says; then nothing is published, and what was there before is intact.
     """
     destination, name, version = publication.destination(destination, overwrite=overwrite)
     try:
-        manifest, files = build(trained.load(run_folder, data_path), name, version)
+        manifest, files = build(trained.load(run_folder, data_path), name, version, precisions)
     except ManifestError as error:
         raise ExportError(f"{destination}: {error}; nothing was published") from error
     publication.publish(destination, files, overwrite=overwrite)
     return manifest
 
 
-def build(source: Trained, name: str, version: int) -> tuple[Manifest, dict[str, bytes]]:
+def build(
+    source: Trained, name: str, version: int, precisions: Sequence[str] = ()
+) -> tuple[Manifest, dict[str, bytes]]:
     """The manifest and the contents of all files of the model folder. Raises `ExportError` if the gate says no."""
     source.model.cpu()
     density = prior_graphs.of(source)
     draft = _draft(source, density, name, version)
     encoder, decoder = graphs.wrapped(source.model)
-    files = graph_files(encoder, decoder, density, draft)
-    for file, data in files.items():
-        parity.check_graph(data, file)
+    files = fp32.graph_files(encoder, decoder, density, draft)
     measured = parity.measure(
         files[manifests.ENCODER_FILE], files[manifests.DECODER_FILE], encoder, decoder, source.dataset.test.pixels
     ).figures()
     if density is not None:
         measured.update(prior_graphs.measure(density, files))
-    files[manifests.CARD_FILE] = card.card(draft).encode()
-    files[manifests.PREVIEW_FILE] = card.preview(source)
+    others = variants.made(source, encoder, decoder, draft, files, precisions)
+    for made, _ in others.values():
+        files.update(made)
+    for file, data in files.items():
+        parity.check_graph(data, file)
     manifest = replace(
         draft,
         files={file: sha256(data) for file, data in files.items()},
         evaluation={**draft.evaluation, **measured},
+        variants={name: figures for name, (_, figures) in others.items()},
     )
+    files[manifests.CARD_FILE] = card.card(manifest, {name: len(data) for name, data in files.items()}).encode()
+    files[manifests.PREVIEW_FILE] = card.preview(source)
+    manifest = replace(manifest, files={file: sha256(data) for file, data in files.items()})
     files[manifests.MANIFEST_FILE] = manifest.to_json().encode()
     return manifest, files
-
-
-def graph_files(
-    encoder: EncoderGraph, decoder: DecoderGraph, density: PriorGraphs | None, about: Manifest
-) -> dict[str, bytes]:
-    """The contents of all graphs of the model folder that `about` is of."""
-    return {
-        manifests.ENCODER_FILE: graphs.export_encoder(encoder, about.image_shape, about.graph_metadata("encoder")),
-        manifests.DECODER_FILE: graphs.export_decoder(decoder, about.latent_dim, about.graph_metadata("decoder")),
-        **({} if density is None else prior_graphs.export(density, about)),
-    }
 
 
 def _draft(source: Trained, density: PriorGraphs | None, name: str, version: int) -> Manifest:

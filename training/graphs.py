@@ -16,52 +16,68 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from onnx import GraphProto, ModelProto
 from torch import Tensor, nn
 
+from latentry import __version__, graph_notes
+from training import folding, graph_passes
 from training.errors import ExportError
 from training.flow import Flow
 from training.likelihood import Likelihood
 from training.model import VAE, Decoder, Encoder
 
-OPSET = 18  # what the exporter speaks of itself; every ONNX Runtime since 1.14 reads it
+OPSET, IR_VERSION = 18, 8  # what the exporter speaks of itself; every ONNX Runtime since 1.15 reads it
 _MAX_BATCH = 1 << 20
 _EXAMPLES = 2  # a batch of one invites the exporter to take the batch size for a constant
 
 
 class EncoderGraph(nn.Module):
-    """The encoder from pixels, with a label for each image if there are `classes`."""
+    """The encoder from pixels, with a label for each image if there are `classes`. It computes in `dtype`."""
 
     outputs = ("mean", "logvar")
 
-    def __init__(self, encoder: Encoder, classes: int = 0) -> None:
+    def __init__(self, encoder: Encoder, classes: int = 0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.encoder = encoder
         self.classes = classes
+        self.dtype = dtype
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return cast(tuple[Tensor, Tensor], self.encoder(images.permute(0, 3, 1, 2).float() / 255, labels))
+        mean, logvar = self.encoder(images.permute(0, 3, 1, 2).to(self.dtype) / 255, labels)
+        return mean.float(), logvar.float()
+
+    def folded(self, dtype: torch.dtype) -> EncoderGraph:
+        """The same for inference, in another precision."""
+        return EncoderGraph(folding.folded(self.encoder).to(dtype), self.classes, dtype).eval()
 
 
 class DecoderGraph(nn.Module):
     """The decoder to pixels, to the mean of p(x|z) that they are rounded from, and where the likelihood needs more
-    than its mean, to the decoder's output; with a label for each latent if there are `classes`."""
+    than its mean, to the decoder's output; with a label for each latent if there are `classes`. It computes in `dtype`
+    what is before the likelihood."""
 
-    def __init__(self, decoder: Decoder, likelihood: Likelihood, classes: int = 0) -> None:
+    def __init__(
+        self, decoder: Decoder, likelihood: Likelihood, classes: int = 0, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.decoder = decoder
         self.likelihood = likelihood
         self.classes = classes
+        self.dtype = dtype
         self.outputs = ("images", "mean", "parameters") if likelihood.needs_parameters else ("images", "mean")
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:
-        output = self.decoder(latents, labels)
+        output = self.decoder(latents.to(self.dtype), labels).float()
         mean = self.likelihood.mean(output).permute(0, 2, 3, 1)
-        images = (mean * 255).round().clamp(0, 255).to(torch.uint8)
+        images = (mean * 255).round().to(torch.uint8)
         return (images, mean, output.permute(0, 2, 3, 1)) if self.likelihood.needs_parameters else (images, mean)
+
+    def folded(self, dtype: torch.dtype) -> DecoderGraph:
+        """The same for inference, in another precision."""
+        return DecoderGraph(folding.folded(self.decoder).to(dtype), self.likelihood, self.classes, dtype).eval()
 
 
 class FlowPrior(nn.Module):
@@ -97,16 +113,23 @@ def wrapped_flow(flow: Flow) -> tuple[FlowPrior, FlowDensity]:
     return FlowPrior(flow).eval(), FlowDensity(flow).eval()
 
 
-def export_encoder(graph: EncoderGraph, image_shape: tuple[int, int, int], metadata: Mapping[str, str]) -> bytes:
-    """The encoder as one ONNX file; `metadata` goes into its `metadata_props`."""
+def export_encoder(
+    graph: EncoderGraph,
+    image_shape: tuple[int, int, int],
+    metadata: Mapping[str, str],
+    dtype: torch.dtype = torch.float32,
+) -> bytes:
+    """The encoder, folded and computing in `dtype`, as one ONNX file; `metadata` goes into its `metadata_props`."""
     images = torch.zeros((_EXAMPLES, *image_shape), dtype=torch.uint8)
-    return _export(graph, {"images": images, **_labels(graph.classes)}, graph.outputs, metadata)
+    return _export(graph.folded(dtype), {"images": images, **_labels(graph.classes)}, graph.outputs, metadata)
 
 
-def export_decoder(graph: DecoderGraph, latent_dim: int, metadata: Mapping[str, str]) -> bytes:
-    """The decoder as one ONNX file; `metadata` goes into its `metadata_props`."""
+def export_decoder(
+    graph: DecoderGraph, latent_dim: int, metadata: Mapping[str, str], dtype: torch.dtype = torch.float32
+) -> bytes:
+    """The decoder, folded and computing in `dtype`, as one ONNX file; `metadata` goes into its `metadata_props`."""
     latents = torch.zeros(_EXAMPLES, latent_dim)
-    return _export(graph, {"latents": latents, **_labels(graph.classes)}, graph.outputs, metadata)
+    return _export(graph.folded(dtype), {"latents": latents, **_labels(graph.classes)}, graph.outputs, metadata)
 
 
 def export_prior(graph: nn.Module, noise_dim: int, metadata: Mapping[str, str]) -> bytes:
@@ -144,8 +167,10 @@ def _export(graph: nn.Module, example: dict[str, Tensor], outputs: Sequence[str]
     proto = program.model_proto
     _check_batch(proto.graph)
     _strip(proto)
-    for name, value in metadata.items():
-        proto.metadata_props.add(key=name, value=value)
+    graph_passes.tidy(proto.graph)
+    proto.ir_version = IR_VERSION
+    proto.producer_name, proto.producer_version = "latentry", __version__
+    graph_notes.describe(proto, metadata)
     return proto.SerializeToString(deterministic=True)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from latentry import graph_notes
 from latentry import manifest as manifests
 from latentry.manifest import Manifest
 from latentry.manifest import Prior as AboutPrior
@@ -45,10 +46,10 @@ def of(source: Trained) -> PriorGraphs | None:
 
 def export(source: PriorGraphs, draft: Manifest) -> dict[str, bytes]:
     """The files of the prior."""
-    about = draft.graph_metadata("prior")
+    about = graph_notes.metadata(draft, "prior")
     files = {manifests.PRIOR_FILE: graphs.export_prior(source.latents, source.about.noise_dim, about)}
     if source.density is not None:
-        about = draft.graph_metadata("density")
+        about = graph_notes.metadata(draft, "density")
         files[manifests.DENSITY_FILE] = graphs.export_density(source.density, draft.latent_dim, about)
     return files
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ _LIBRARIES = ("latentry", "torch", "numpy", "onnx", "onnxscript", "lightning-fab
 
 
 def provenance(trained: Trained) -> dict[str, Any]:
-    """Data, config, versions, seed, revision and date, as plain values."""
+    """Data, config, versions, seed, revision and date, as plain values. `created` is when the weights were written, not
+    when they were exported, so that two exports of one checkpoint are alike."""
     config = config_file.to_dict(trained.config)
     config["data"]["path"] = trained.dataset.name
     config["data"]["cache"] = ""
@@ -29,7 +29,7 @@ def provenance(trained: Trained) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in trained.model.parameters()),
         "git_revision": git_revision(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **({} if trained.written is None else {"created": trained.written.isoformat(timespec="seconds")}),
     }
 
 

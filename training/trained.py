@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,14 @@ _MAY_CHANGE = (("data", "path"), ("data", "cache"), ("run", "device"), ("run", "
 @dataclass(frozen=True, slots=True)
 class Trained:
     """`model` is in evaluation mode, its statistics measured on training images. `step` is how far it was trained.
-    `prior` was fitted afterwards, if one was."""
+    `prior` was fitted afterwards, if one was. `written` is when the checkpoint was."""
 
     config: Config
     dataset: Dataset
     model: VAE
     step: int
     prior: FittedPrior | None = None
+    written: datetime | None = None
 
 
 def load(folder: Path, data_path: str | None = None) -> Trained:
@@ -53,7 +55,8 @@ def load(folder: Path, data_path: str | None = None) -> Trained:
     here = replace(config.run, device="auto", precision="fp32", devices=1, nodes=1)  # wherever the run was trained
     model = model.to(state.build_fabric(here).device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     calibrate(model.requires_grad_(False), to_calibrate(dataset))
-    return Trained(config, dataset, model, saved["step"], _fitted_prior(folder, saved["step"]))
+    written = checkpoint.written(folder / run.CHECKPOINTS, saved["step"])
+    return Trained(config, dataset, model, saved["step"], _fitted_prior(folder, saved["step"]), written)
 
 
 def to_calibrate(dataset: Dataset) -> Images:

@@ -10,8 +10,9 @@ import numpy as np
 
 from latentry import manifest as manifests
 from latentry.manifest import Manifest, ManifestError
+from training.binarise import seen_by
 from training.data import Dataset
-from training.drawing.subject import Labels, Latents, Pixels, Subject, seen_by
+from training.drawing.subject import Labels, Latents, Pixels, Subject
 from training.errors import DataError, RunError
 from training.evaluation import held_out
 from training.progress import say

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from training import batches, checkpoint, figures, run, trained
-from training.drawing.subject import Labels, Latents, Pixels, Snapshot, Subject, seen_by
+from training.binarise import seen_by
+from training.drawing.subject import Labels, Latents, Pixels, Snapshot, Subject
 from training.errors import CheckpointError, RunError
 from training.model import VAE
 from training.trained import Trained

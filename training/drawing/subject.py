@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.binarise import binarise
 from training.images import spread
 
 Pixels = NDArray[np.uint8]  # (N, H, W, C)
@@ -106,11 +105,6 @@ def decode_all(subject: Subject, latents: Latents, labels: Labels | None = None)
         for start in range(0, len(latents), _BATCH)
     ]
     return np.concatenate(parts)
-
-
-def seen_by(likelihood: str, pixels: Pixels) -> Pixels:
-    """What a model of that likelihood is shown: a Bernoulli's images are black and white."""
-    return binarise(pixels, "dynamic") if likelihood == "bernoulli" else pixels
 
 
 def chosen_classes(subject: Subject, n: int) -> Labels | None:

@@ -6,7 +6,8 @@ The export's gate, card and pictures, and its pass over all training images, cos
 from __future__ import annotations
 
 from latentry.manifest import DECODER_FILE, ENCODER_FILE, PRIOR_FILE, Likelihood, Manifest
-from training import export, graphs, prior_graphs
+from training import graphs, prior_graphs
+from training.precision import fp32
 from training.trained import Trained
 
 _NAME, _VERSION = "run", 1
@@ -27,4 +28,4 @@ def in_memory(source: Trained) -> tuple[Manifest, dict[str, bytes]]:
         classes=source.model.classes,
         prior=None if density is None else density.about,
     )
-    return about, export.graph_files(*graphs.wrapped(source.model), density, about)
+    return about, fp32.graph_files(*graphs.wrapped(source.model), density, about)

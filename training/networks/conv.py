@@ -121,6 +121,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.large = large
         self.factors = tuple(float(stride) for stride in strides(large, small))
+        self.is_whole = (2 * small[0], 2 * small[1]) == large  # both sides doubled, and nothing cropped
 
     def forward(self, x: Tensor) -> Tensor:
         doubled = functional.interpolate(x, scale_factor=self.factors, mode="nearest")
