@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from training import config_file
 from training.config import Config
@@ -23,6 +24,9 @@ from training.fit import fit
 # Models this small gain nothing from a second thread, and lose much to it whenever another process wants the core.
 torch.set_num_threads(1)
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # the same for processes of their own
+
+# Most of a small export is torch's filling of a table that is the same each time.
+ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 
 FASHION = Path(__file__).resolve().parent.parent / "data" / "fashion-mnist"
 

@@ -12,13 +12,14 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
 
@@ -44,7 +45,11 @@ def quantised(data: bytes, batches: Sequence[Feed], metadata: Mapping[str, str])
     if len(layers) == 1 and not exact:
         _quantise_weight(proto, layers[0])
     else:
-        proto = _statically(proto, batches, _left_in_float(proto, layers), exact)
+        first, last = _bounds(proto, layers)
+        left_in_float = [node.name for node in proto.graph.node[:first]]
+        tail = _cut_off(proto, last)
+        proto = _statically(proto, batches, left_in_float, exact)
+        _put_back(proto, tail)
     graph_notes.describe(proto, metadata)
     return proto.SerializeToString(deterministic=True)
 
@@ -76,16 +81,51 @@ def _statically(proto: ModelProto, batches: Sequence[Feed], excluded: list[str],
         return onnx.load(path)
 
 
-def _left_in_float(proto: ModelProto, layers: Sequence[NodeProto]) -> list[str]:
-    """The names of the nodes before the decoder's second layer, and of those from the last layer on. A decoder's last
-    linear layer is the bulk of a dense model: there only what follows on it stays."""
+def _bounds(proto: ModelProto, layers: Sequence[NodeProto]) -> tuple[int, int]:
+    """Which nodes are quantised: not those before the decoder's second layer, nor those from the last layer on. A
+    decoder's last linear layer is the bulk of a dense model: there only what follows on it stays."""
     nodes = list(proto.graph.node)
     is_decoder = any(value.name == "latents" for value in proto.graph.input)
     first = nodes.index(layers[1]) if is_decoder else 0
     last = nodes.index(layers[-1])
     if (is_decoder and layers[-1].op_type == "Gemm") or len(layers) == 1:
         last += 1
-    return [node.name for node in [*nodes[:first], *nodes[last:]]]
+    return first, last
+
+
+@dataclass(frozen=True, slots=True)
+class _Tail:
+    """The end of a graph: its nodes, the constants that they read, and the graph's outputs."""
+
+    nodes: list[NodeProto]
+    constants: list[TensorProto]
+    outputs: list[ValueInfoProto]
+
+
+def _cut_off(proto: ModelProto, last: int) -> _Tail:
+    """Take the nodes from `last` on out of the graph. What they read of the rest becomes its output. Calibration would
+    else take the range of their tensors too, some of which are constant but for rounding."""
+    graph = proto.graph
+    nodes = list(graph.node)
+    kept, cut = nodes[:last], nodes[last:]
+    made = {output for node in kept for output in node.output}
+    read = list(dict.fromkeys(name for node in cut for name in node.input))
+    tail = _Tail(cut, [each for each in graph.initializer if each.name in read], list(graph.output))
+    outputs = [*(name for name in read if name in made), *(each.name for each in tail.outputs if each.name in made)]
+    del graph.node[:], graph.output[:], graph.value_info[:]
+    graph.node.extend(kept)
+    graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in dict.fromkeys(outputs))
+    drop_unused_constants(graph)
+    return tail
+
+
+def _put_back(proto: ModelProto, tail: _Tail) -> None:
+    graph = proto.graph
+    there = {each.name for each in graph.initializer}
+    graph.node.extend(tail.nodes)
+    graph.initializer.extend(each for each in tail.constants if each.name not in there)
+    del graph.output[:], graph.value_info[:]
+    graph.output.extend(tail.outputs)
 
 
 def _with_exact_pixels(proto: ModelProto) -> list[str]:
