@@ -81,10 +81,14 @@ def main(argv: list[str] | None = None) -> int:
         if unknown:
             parser.error(_say_what_is_near(unknown[0], parser))
         status: int = getattr(module, f"run_{name}")(args)
+        sys.stdout.flush()
     except ModuleNotFoundError as error:
         _say_what_is_missing(name, command, error)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read what is printed has had enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return status
 
 

@@ -23,7 +23,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
 
-from latentry import graph_notes
+from latentry import __version__, graph_notes
 from training.graph_passes import drop_unused_constants
 
 Feed = Mapping[str, NDArray[Any]]
@@ -50,6 +50,7 @@ def quantised(data: bytes, batches: Sequence[Feed], metadata: Mapping[str, str])
         tail = _cut_off(proto, last)
         proto = _statically(proto, batches, left_in_float, exact)
         _put_back(proto, tail)
+    proto.producer_name, proto.producer_version = "latentry", __version__
     graph_notes.describe(proto, metadata)
     return proto.SerializeToString(deterministic=True)
 

@@ -70,11 +70,11 @@ def _parts(
         }
     if precision == "bf16":
         return {part: bfloat16.with_bfloat16_weights(fp32[graph_file(part)], said[part]) for part in said}
-    feeds = _calibration(source.dataset.train, about, fp32)
+    feeds = calibration(source.dataset.train, about, fp32)
     return {part: int8.quantised(fp32[graph_file(part)], feeds[part], said[part]) for part in said}
 
 
-def _calibration(images: Images, about: Manifest, fp32: Mapping[str, bytes]) -> dict[str, list[Feed]]:
+def calibration(images: Images, about: Manifest, fp32: Mapping[str, bytes]) -> dict[str, list[Feed]]:
     """Training images for the encoder; for the decoder posterior samples of them, and draws of the prior."""
     images = images.spread(CALIBRATION_IMAGES)
     observed = seen_by(about.likelihood.name, images.pixels)
