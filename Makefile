@@ -25,8 +25,9 @@ $(VENV)/.made: pyproject.toml constraints.txt
 demo: $(VENV)/.made ## train, export, serve and call; pictures in out/demo
 	@$(BIN)/latentry demo --data data/fashion-mnist --out out/demo
 
-test: $(VENV)/.made ## run the tests
-	@$(BIN)/python -m pytest
+# Each worker has half of the tests, and takes over from the other when it is done: files stay together, mostly.
+test: $(VENV)/.made ## run the tests (WORKERS=2 at a time)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/.made ## check style and types
 	@$(BIN)/ruff check
@@ -61,6 +62,7 @@ image: ## build the serving image (CONTAINER=docker, podman or buildah)
 	$(CONTAINER) build -t latentry .
 
 CONTAINER ?= docker
+WORKERS ?= 2
 
 clean: ## remove what the other targets made, except models
 	rm -rf $(VENV) out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
-import socket
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,13 +17,19 @@ import linear_model
 import numpy as np
 import pytest
 from linear_model import LinearModel
+from server_process import free_ports
 
+from latentry import client
 from latentry.v1 import vae_pb2_grpc
 from serving.server import Service
 from serving.settings import Settings
 
 # Two busy processes with two OpenMP threads each crawl on two cores: their barriers wait for the scheduler.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported, later than this
+
+# Tests started in the background ignore SIGINT, and so would the processes that they start to be stopped by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 FASHION = ROOT / "data" / "fashion-mnist"
@@ -122,7 +128,19 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that try as often as ever, but hardly pause in between: for servers that the last try finds no better."""
+    (method,) = client._RETRY["methodConfig"]
+    monkeypatch.setitem(method["retryPolicy"], "maxBackoff", "0.01s")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without the curve that is drawn after each epoch, which takes longer than a small one's steps."""
+    monkeypatch.setattr("training.figures.write_training_curve", lambda log, path: None)
+
+
+@pytest.fixture
 def free_port() -> int:
     """A port that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+    return free_ports(1)[0]

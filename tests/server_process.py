@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import signal
 import socket
@@ -10,8 +11,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -35,22 +36,26 @@ class State:
 
 
 class ServerProcess:
-    """`latentry serve`, up and SERVING. `log` is all that it wrote to stderr, unless that went elsewhere."""
+    """`latentry serve`, up and SERVING. `log` is all that it wrote to stderr, unless that went elsewhere.
+
+    `first` is what a shell does before it becomes the server. (Python's `preexec_fn` would fork this process instead,
+    which gRPC's threads do not always survive: some three in a hundred children end with SIGABRT.)
+    """
 
     def __init__(
         self,
         repository: Path,
         *flags: str,
         stderr: IO[Any] | int | None = None,
-        preexec: Callable[[], None] | None = None,
+        first: str = "true",
     ) -> None:
-        self.port, self.metrics_port = _free_ports(2)
+        self.port, self.metrics_port = free_ports(2)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         ports = ["--port", str(self.port), "--metrics-port", str(self.metrics_port)]
         command = [sys.executable, "-m", "latentry", "serve", "--models", str(repository), "--device", "cpu", *ports]
-        # A fork is safe here: `preexec` sets limits and no thread is waited for.
+        shell = ["/bin/sh", "-c", f'{first} && exec "$@"', "sh"]
         self.process = subprocess.Popen(
-            [*command, *flags], cwd=ROOT, stderr=self._log if stderr is None else stderr, preexec_fn=preexec
+            [*shell, *command, *flags], cwd=ROOT, stderr=self._log if stderr is None else stderr
         )
 
     @property
@@ -145,9 +150,13 @@ def server_process(repository: Path, *flags: str, **options: Any) -> Iterator[Se
         server.close()
 
 
-def _free_ports(count: int) -> list[int]:
-    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in taken]
-    for each in taken:
-        each.close()
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on. They lie below those that the system gives to whoever asks for any, so that
+    nothing else that runs meanwhile, such as another worker's tests, gets one of them.
+    """
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.SystemRandom().randint(10_000, 32_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports += {port} - {*ports}
     return ports

@@ -256,6 +256,7 @@ def test_a_label_and_a_version_at_once_are_refused(run: Run, capsys: pytest.Capt
     assert "not allowed with argument --label" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_server_of_another_authority_is_not_talked_to(same: Place, run: Run, tmp_path: Path) -> None:
     stranger = Authority(tmp_path / "stranger")
     flags = ["--server", same.target, "--tls-ca", str(stranger.file), "--timeout-s", "10"]
@@ -264,6 +265,7 @@ def test_a_server_of_another_authority_is_not_talked_to(same: Place, run: Run, t
     assert "UNAVAILABLE" in err
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_client_certificate_gets_a_command_in(tmp_path: Path, run: Run) -> None:
     with served(tmp_path, tls_client_ca=True) as place:
         certificate, key = place.ca.write("robot", place.ca.issue("robot.example"))
@@ -298,6 +300,7 @@ def how_it_ends(target: str, **given: Any) -> list[Any]:
     return ends
 
 
+@pytest.mark.usefixtures("impatient")
 def test_both_clients_get_in_with_the_right_credentials_and_no_others(same: Place, tmp_path: Path) -> None:
     right, wrong = same.ca.channel_credentials(), Authority(tmp_path / "ca").channel_credentials()
     assert how_it_ends(same.target, tls=right, token=APP) == [2, 2]

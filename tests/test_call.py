@@ -101,6 +101,7 @@ def test_what_cannot_be_done_is_one_line_and_leaves_no_file(
     assert sorted(Path().iterdir()) == before
 
 
+@pytest.mark.usefixtures("impatient")
 def test_without_a_server_the_line_says_so(capsys: pytest.CaptureFixture[str], free_port: int) -> None:
     assert main(["models", "--server", f"localhost:{free_port}", "--timeout-s", "10"]) == 1
     said = capsys.readouterr().err

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FASHION, running_service, settings_for
+from conftest import running_service, settings_for
+from training_fixtures import small_set
 
 from latentry import Client, manifest
 from latentry.cli import main
@@ -21,7 +22,7 @@ def run_and_repository(request: pytest.FixtureRequest, tmp_path_factory: pytest.
     """A model trained for seconds on real images, and the repository that it was exported to, by the command."""
     folder = tmp_path_factory.mktemp("contract")
     run, model = str(folder / "run"), str(folder / "models" / "tiny" / "3")
-    flags = ["--preset", "tiny", "--data", str(FASHION), "--likelihood", request.param]
+    flags = ["--preset", "tiny", "--data", str(small_set(folder, 2000)), "--likelihood", request.param]
     assert main(["train", *flags, "--out", run]) == 0
     assert main(["export", run, "--to", model]) == 0
     return folder / "run", folder / "models"

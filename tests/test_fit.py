@@ -77,11 +77,13 @@ def clipped(config: Config, norm: float) -> Config:
 
 
 class TestLearning:
+    @pytest.mark.usefixtures("undrawn")
     def test_the_held_out_elbo_rises(self, images: Path, tmp_path: Path) -> None:
         fit.fit(tiny(images, epochs=12), tmp_path / "run", resume=False)
         epochs = [event for event in log(tmp_path / "run") if event["event"] == "epoch"]
         assert epochs[-1]["elbo"] > epochs[0]["elbo"] + 100
 
+    @pytest.mark.usefixtures("undrawn")
     @pytest.mark.parametrize(
         ("kind", "objective"),
         [
@@ -148,6 +150,7 @@ class TestLearning:
             fit.fit(replace(config, model=replace(config.model, **changed)), tmp_path / "run", resume=False)
         assert not (tmp_path / "run").exists()
 
+    @pytest.mark.usefixtures("undrawn")
     def test_bf16_learns_what_fp32_learns(self, images: Path, tmp_path: Path) -> None:
         curves = {}
         for precision in ("fp32", "bf16"):
@@ -158,6 +161,7 @@ class TestLearning:
         np.testing.assert_allclose(curves["bf16"], curves["fp32"], atol=10)
         assert curves["bf16"] != curves["fp32"]
 
+    @pytest.mark.usefixtures("undrawn")
     def test_two_images_are_enough(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "two.npz", images=fashion_images()[:2])
         fit.fit(tiny(tmp_path / "two.npz", epochs=2), tmp_path / "run", resume=False)
@@ -297,6 +301,7 @@ class TestStep:
 
 
 class TestResume:
+    @pytest.mark.usefixtures("undrawn")
     def test_killed_runs_repeat_the_unbroken_run_bit_for_bit(self, images: Path, tmp_path: Path) -> None:
         """Weights, their average, schedules, the order, all noise with that of dropout, and the prior fitted last."""
         config = tiny(images, epochs=6)

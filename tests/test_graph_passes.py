@@ -26,7 +26,7 @@ def sliced(*cuts: tuple[list[int], list[int], list[int], list[int]], spy: bool =
         nodes,
         "sliced",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 6, 7, 8])],
-        [helper.make_tensor_value_info(each, TensorProto.FLOAT, None) for each in outputs],
+        [helper.make_tensor_value_info(each, TensorProto.FLOAT, ["N", None, None, None]) for each in outputs],
         constants,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)

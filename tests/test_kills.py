@@ -115,6 +115,7 @@ def repository(tmp_path: Path) -> Path:
 # ---- SIGKILL and SIGSTOP ----
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_rehearsal_that_is_killed_refuses_its_version_and_nothing_else(repository: Path) -> None:
     with server_process(repository, "--reload-s", "0.1") as server, callers(server) as outcomes:
         publish_looping(repository, 2)
@@ -162,6 +163,7 @@ def test_a_rehearsal_does_not_outlive_its_server(repository: Path, number: int) 
         wait_for(lambda: not is_running(child), "the rehearsal ends too")
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_server_that_stood_still_under_load_goes_on(linear_repository: Path) -> None:
     with server_process(linear_repository) as server, callers(server) as outcomes:
         server.process.send_signal(signal.SIGSTOP)
@@ -221,6 +223,7 @@ def mounted(disk: Path) -> Iterator[Callable[[], object]]:
             run("umount", "-l", str(disk))
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_repository_whose_disk_is_torn_away_goes_on_serving(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk") as tear_away:
         linear_model.write(tmp_path / "disk")
@@ -330,13 +333,9 @@ def test_what_still_runs_after_the_drain_is_cut_off(linear_repository: Path) -> 
         assert "calls were still running after 0.2 s" in server.log
 
 
-@pytest.mark.parametrize("closed", [(0, 1), (0, 1, 2)])
-def test_a_server_without_standard_streams_serves(linear_repository: Path, closed: tuple[int, ...]) -> None:
-    def close() -> None:
-        for descriptor in closed:
-            os.close(descriptor)
-
-    with server_process(linear_repository, preexec=close) as server, server.channel() as channel:
+@pytest.mark.parametrize("closed", ["0<&- 1>&-", "0<&- 1>&- 2>&-"])
+def test_a_server_without_standard_streams_serves(linear_repository: Path, closed: str) -> None:
+    with server_process(linear_repository, first=f"exec {closed}") as server, server.channel() as channel:
         reply = vae_pb2_grpc.VaeServiceStub(channel).Sample(SMALL, timeout=10)
         assert np.frombuffer(reply.images.tensor.data, np.uint8).size == 120
         assert server.metric("latentry_ready") == 1

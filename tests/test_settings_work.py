@@ -8,7 +8,7 @@ import json
 import signal
 import socket
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from conftest import ROOT, running_service, settings_for
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from server_process import server_process
+from server_process import free_ports, server_process
 from test_devices import FakeGpus, gpus  # noqa: F401 - a fixture
 from test_metrics import decode_request, scrape
 from test_servicer import photos, tensor
@@ -154,12 +154,6 @@ def test_all_addresses_are_listened_on_when_that_is_said_to_be_meant(serve: Any,
     for host in ("127.0.0.1", "127.0.0.2"):
         with stub_to(service, host) as stub:
             assert code_of(lambda stub=stub: stub.Sample(pb.SampleRequest(count=1), timeout=10)) is Code.OK
-
-
-def free_ports(count: int) -> Sequence[int]:
-    with contextlib.ExitStack() as stack:
-        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in taken]
 
 
 def test_each_port_is_the_one_that_is_named(linear_repository: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
@@ -135,8 +134,7 @@ class TestTrain:
         out = tmp_path / "run"
         arguments = ["--preset", "tiny", "--data", str(small_set(tmp_path)), "--epochs", "500", "--out", str(out)]
         whole = [sys.executable, "-m", "latentry", "train", *arguments]
-        heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # whatever the tests were started with
-        with subprocess.Popen(whole, stderr=subprocess.PIPE, text=True, env=ONE_THREAD, preexec_fn=heed) as process:
+        with subprocess.Popen(whole, stderr=subprocess.PIPE, text=True, env=ONE_THREAD) as process:
             while not (out / "log.jsonl").exists() or '"step": 6,' not in (out / "log.jsonl").read_text():
                 assert process.poll() is None
                 time.sleep(0.01)
@@ -185,15 +183,14 @@ def test_flags_that_would_do_nothing_are_refused(
 
 
 class TestEvaluateAndExport:
-    def test_evaluate_prints_and_keeps_the_figures(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert run("evaluate", small_run()) == 0
+    def test_evaluate_prints_and_keeps_the_figures_and_saves_the_held_out_images(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        assert run("evaluate", small_run(), "--save-images", tmp_path / "held_out.npz") == 0
         kept = json.loads((small_run() / "evaluation.json").read_text())
         assert f"{kept['elbo']:.2f}" in capsys.readouterr().out
         assert kept["step"] == 16
         assert kept["images"] == 30
-
-    def test_evaluate_saves_the_held_out_images(self, tmp_path: Path) -> None:
-        assert run("evaluate", small_run(), "--save-images", tmp_path / "held_out.npz") == 0
         with np.load(tmp_path / "held_out.npz") as arrays:
             assert arrays["images"].shape == (30, 28, 28, 1)
             assert arrays["labels"].shape == (30,)

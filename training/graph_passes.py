@@ -26,14 +26,16 @@ def _join_slices(graph: GraphProto) -> None:
     made_by = {output: node for node in graph.node for output in node.output}
     readers = Counter(name for node in graph.node for name in node.input)
     readers.update(value.name for value in graph.output)
-    for node in graph.node:
+    for node in list(graph.node):
         first = made_by.get(node.input[0]) if node.op_type == "Slice" else None
         if first is None or first.op_type != "Slice" or readers[first.output[0]] != 1:
             continue
         parts = _cut(first, constants), _cut(node, constants)
         if parts[0] is None or parts[1] is None or set(parts[0]) & set(parts[1]):
             continue
-        _cut_both(graph, node, first.input[0], {**parts[0], **parts[1]})
+        made = _cut_both(node, first.input[0], {**parts[0], **parts[1]})
+        graph.initializer.extend(made)
+        constants.update((each.name, each) for each in made)
         made_by[node.output[0]] = node
         graph.node.remove(first)
 
@@ -48,15 +50,17 @@ def _cut(node: NodeProto, constants: Mapping[str, TensorProto]) -> dict[int, tup
     return {axis: (start, end) for axis, start, end in zip(axes, starts, ends, strict=True)}
 
 
-def _cut_both(graph: GraphProto, node: NodeProto, source: str, cuts: Mapping[int, tuple[int, int]]) -> None:
+def _cut_both(node: NodeProto, source: str, cuts: Mapping[int, tuple[int, int]]) -> list[TensorProto]:
+    """Make `node` do all of `cuts`, by axis; returns the constants that it reads."""
     axes = sorted(cuts)
     columns = {"starts": [cuts[axis][0] for axis in axes], "ends": [cuts[axis][1] for axis in axes], "axes": axes}
-    names = []
-    for what, values in columns.items():
-        names.append(f"{node.output[0]}_{what}")
-        graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), names[-1]))
+    made = [
+        numpy_helper.from_array(np.array(values, np.int64), f"{node.output[0]}_{what}")
+        for what, values in columns.items()
+    ]
     del node.input[:]
-    node.input.extend([source, *names])
+    node.input.extend([source, *(each.name for each in made)])
+    return made
 
 
 def _share_constants(graph: GraphProto) -> None:
