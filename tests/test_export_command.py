@@ -81,6 +81,7 @@ def test_triton_from_a_run_and_from_its_folder_are_the_same(exported: Path, tmp_
         (["--format", "triton", "--to", "small/latest"], "--to: wanted a path that ends in NAME/VERSION"),
         (["--max-batch-size", "8"], "--max-batch-size: wanted only with --format triton"),
         ([], "got a model folder, wanted a run"),
+        (["--format", "triton", "--data", "x.npz"], "--data: wanted only for a run"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -114,6 +114,8 @@ def _to_triton(args: argparse.Namespace) -> None:
 def _folder(args: argparse.Namespace, name: str, version: int) -> ModelFolder:
     """What is to be exported: a model folder as it is, under another name perhaps, or one made of a run in memory."""
     if _is_model_folder(args.run):
+        if args.data is not None:
+            raise ConfigError("--data: wanted only for a run; a model folder's graphs are written as they are")
         folder = manifests.read(args.run)
         return replace(folder, manifest=replace(folder.manifest, name=name, version=version))
     from training import export, trained
