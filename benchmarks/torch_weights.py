@@ -1,7 +1,7 @@
-"""An exported model in torch again: the modules of training/ with the weights that the ONNX graphs hold.
+"""A model folder's encoder and decoder as torch modules again, with the weights that its graphs hold.
 
-The exporter folds batch normalisation into the convolution before it, so here convolutions have a bias and the
-normalisations do nothing.
+For comparisons: what ONNX Runtime computes, and how fast, beside torch on the same weights. The modules are folded as
+exported ones are (`training.folding`), and their parameters bear the names of the graphs' constants.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from onnx import numpy_helper
 from torch import nn
 
 from latentry.manifest import Manifest, ModelFolder
-from training import config_file, model
+from training import config_file, folding, model
 from training.errors import ConfigError
-from training.graphs import DecoderGraph, EncoderGraph, wrapped
+from training.graphs import DecoderGraph, EncoderGraph
 
 
 def graphs_of(folder: ModelFolder) -> tuple[EncoderGraph, DecoderGraph]:
     """Encoder and decoder as they were exported. Raises `ValueError` if the folder does not say how it was made."""
     vae = _build(folder.manifest)
-    for part, data in (("encoder", folder.graph("encoder")), ("decoder", folder.graph("decoder"))):
-        weights = {i.name: numpy_helper.to_array(i) for i in onnx.load_from_string(data).graph.initializer}
-        _fill(getattr(vae, part), part, weights)
-    return wrapped(vae)
+    encoder = EncoderGraph(folding.folded(vae.encoder), vae.classes)
+    decoder = DecoderGraph(folding.folded(vae.decoder), vae.likelihood, vae.classes)
+    _fill(encoder, folder.graph("encoder"))
+    _fill(decoder, folder.graph("decoder"))
+    return encoder.eval(), decoder.eval()
 
 
 def _build(about: Manifest) -> model.VAE:
@@ -37,14 +38,11 @@ def _build(about: Manifest) -> model.VAE:
     return model.build(config.model, config.objective, about.image_shape, about.classes)
 
 
-def _fill(module: nn.Module, prefix: str, weights: dict[str, Any]) -> None:
-    for name, child in list(module.named_children()):
-        path = f"{prefix}.{name}"
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, nn.Identity())
-        elif isinstance(child, nn.Conv2d | nn.Linear):
-            child.weight.data = torch.tensor(weights[f"{path}.weight"])
-            bias = weights.get(f"{path}.bias", weights.get(f"{path}.weight_bias"))
-            child.bias = None if bias is None else nn.Parameter(torch.tensor(bias))
-        else:
-            _fill(child, path, weights)
+def _fill(graph: nn.Module, data: bytes) -> None:
+    weights = {each.name: numpy_helper.to_array(each) for each in onnx.load_from_string(data).graph.initializer}
+    network = {name: value for name, value in graph.state_dict().items() if not name.startswith("likelihood.")}
+    missing = sorted(set(network) - set(weights))
+    if missing:
+        raise ValueError(f"the graph holds no {missing[0]}; it was written by another release")
+    for name, value in network.items():
+        value.copy_(torch.from_numpy(weights[name].copy()))

@@ -197,6 +197,8 @@ def _how_to_draw(manifest: Manifest) -> str:
         return "This model has no density to draw new latents from: standard normal ones do not fit."
     if manifest.prior is not None:
         return "For new images feed standard normal latents or, nearer to the data, latents that prior.onnx makes."
+    if _lookup(manifest.provenance, "imported") is not None:
+        return "What it was trained with is not known; if that was N(0, I), standard normal latents make new images."
     return "For new images feed standard normal latents."
 
 

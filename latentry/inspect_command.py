@@ -13,6 +13,7 @@ from typing import Any
 from latentry import inspection
 from latentry.manifest import ManifestError
 from latentry.onnx_summary import Port
+from latentry.printable import plain
 
 _EPILOG = """\
 examples:
@@ -47,7 +48,7 @@ def run_inspect(args: argparse.Namespace) -> int:
             return 0
         found = inspection.of(args.path)
     except (ManifestError, OSError) as error:
-        print(f"latentry inspect: {error}", file=sys.stderr)
+        print(f"latentry inspect: {plain(str(error))}", file=sys.stderr)
         return 1
     print(json.dumps(found, indent=2) if args.json else "\n".join(_lines(found)))
     return 0
@@ -55,13 +56,13 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     if "manifest" in found:
-        yield found["folder"]
+        yield plain(found["folder"])
         rows = _manifest_rows(found["manifest"])
         yield from _table({**rows, "digest": found["digest"], "card": found["card"] or "none"})
         yield ""
     for at, (file, graph) in enumerate(found["graphs"].items()):
         yield from [""] if at else []
-        yield file
+        yield plain(file)
         yield from _table(_graph_rows(graph))
 
 
@@ -69,12 +70,8 @@ def _table(rows: Mapping[str, str]) -> Iterator[str]:
     """Keys beside values; neither can be more than text, wherever the file is from."""
     column = max(map(len, rows)) + 4
     for key, value in rows.items():
-        line = f"{f'  {_plain(key)}':<{column}}{_plain(' '.join(value.split()))}".rstrip()
+        line = f"{f'  {plain(key)}':<{column}}{plain(' '.join(value.split()))}".rstrip()
         yield from textwrap.wrap(line, _WIDTH, subsequent_indent=" " * column)
-
-
-def _plain(text: str) -> str:
-    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _manifest_rows(about: Mapping[str, Any]) -> dict[str, str]:

@@ -18,6 +18,7 @@ def of(path: Path) -> dict[str, Any]:
 
     Raises `ManifestError` if it is not what it should be, and `OSError` if it cannot be read.
     """
+    _want_there(path)
     return {"graphs": {path.name: _graph(read_file(path), path.name)}} if path.is_file() else _folder(path)
 
 
@@ -31,12 +32,25 @@ def read_file(path: Path) -> bytes:
 
 
 def card(folder: Path) -> str:
-    """The model card of a folder. It is a stranger's text: what would move a terminal's cursor is a `?`."""
+    """The model card of a folder, as its digest vouches for it. It is a stranger's text: what would move a terminal's
+    cursor is a `?`."""
+    _want_there(folder)
+    if folder.is_file():
+        raise ManifestError(f"{folder}: got a file, wanted a model folder: a graph has no card")
     whole = manifests.read(folder)
-    if manifests.CARD_FILE not in whole.manifest.files:
+    wanted = whole.manifest.files.get(manifests.CARD_FILE)
+    if wanted is None:
         raise ManifestError(f"{folder}: no {manifests.CARD_FILE} among its files")
-    text = (whole.path / manifests.CARD_FILE).read_text(errors="replace").rstrip()
+    data = (whole.path / manifests.CARD_FILE).read_bytes()
+    if manifests.sha256(data) != wanted:
+        raise ManifestError(f"{folder}: {manifests.CARD_FILE} changed while it was read; try again")
+    text = data.decode(errors="replace").rstrip()
     return "".join(each if each.isprintable() or each in "\n\t" else "?" for each in text)
+
+
+def _want_there(path: Path) -> None:
+    if not path.exists():
+        raise ManifestError(f"{path}: no such file or folder; wanted a model folder, NAME/VERSION, or a FILE.onnx")
 
 
 def _folder(folder: Path) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from latentry.printable import plain
+
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 ENCODER_FILE = "encoder.onnx"
@@ -47,6 +49,7 @@ MAX_SIDE = 4096
 MAX_LATENT_DIM = 65536
 MAX_CLASSES = 65536
 
+_LONGEST = 4000  # characters of a message: names of the manifest are as long as they like
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -54,7 +57,11 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class ManifestError(ValueError):
-    """A model folder that cannot be used; the message names the file, what was found and what was wanted."""
+    """A model folder that cannot be used; the message names the file, what was found and what was wanted, on one line
+    that is fit to be printed wherever its parts are from."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain(message, _LONGEST))
 
 
 @dataclass(frozen=True, slots=True)

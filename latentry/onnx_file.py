@@ -10,17 +10,18 @@ names, types and shapes a graph has to have is not judged here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from latentry import onnx_runtime, weights
+from latentry import onnx_functions, onnx_runtime, weights
 from latentry.manifest import ModelFolder
-from latentry.onnx_parts import Constants, OnnxError, called, nodes, parse, short, tensors
+from latentry.onnx_parts import Constants, OnnxError, attributes, called, nodes, parse, short, tensors
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+    from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+# Of these a runtime has operators of its own, and runs those in the place of a file's function of the same name.
+_TAKEN = ("ai.onnx", "com.microsoft", "com.ms", "org.pytorch")
 
 _RANDOM = {"Bernoulli", "Multinomial", "Sampling"}  # and all whose names begin with Random
 _DROPOUTS = {"Dropout": 2, "BitmaskDropout": 2, "BiasDropout": 4, "BitmaskBiasDropout": 4}  # which input says training
@@ -55,9 +56,14 @@ def _check_versions(model: ModelProto, file: str) -> None:
 
 
 def _check_operators(model: ModelProto, file: str) -> None:
-    local = {(function.domain, function.name) for function in model.functions}
+    for function in model.functions:
+        domain = short(function.domain)
+        if not domain or any(f"{domain}.".startswith(f"{taken}.") for taken in _TAKEN):
+            what = f"a function in a runtime's own domain: {short(function.name)} of {domain or 'ai.onnx'}"
+            raise OnnxError(f"{file}: {what}; export it with functions of a domain of their own, or inlined")
+    local = onnx_functions.defined(model)
     for node, constants in nodes(model):
-        problem = None if (node.domain, node.op_type) in local else _problem(node, constants)
+        problem = None if onnx_functions.called(node) in local else _problem(node, constants)
         if problem is not None:
             what, remedy = problem
             raise OnnxError(f"{file}: {what}: {called(node)}; {remedy}")
@@ -81,13 +87,15 @@ def _problem(node: NodeProto, constants: Constants) -> tuple[str, str] | None:
     return None
 
 
-def _is_off(node: NodeProto, position: int, constants: Mapping[str, TensorProto]) -> bool:
+def _is_off(node: NodeProto, position: int, constants: Constants) -> bool:
     """Whether `training_mode`, the input at `position`, is absent or false whatever happens."""
     name = node.input[position] if position < len(node.input) else ""
     if not name:
         return True
     tensor = constants.get(name)
-    return tensor is not None and not any(tensor.raw_data) and not any(tensor.int32_data)
+    if tensor is None or tensor.data_type != tensor.BOOL:
+        return False
+    return not any(tensor.raw_data) and not any(tensor.int32_data)
 
 
 def _trains(node: NodeProto) -> bool:
@@ -126,6 +134,6 @@ def _check_weights(model: ModelProto, file: str) -> None:
         if (sick := weights.not_finite(tensor, infinite_too=name in factors)) is not None:
             remedy = "export an earlier checkpoint, or train again at a lower learning rate"
             raise OnnxError(f"{file}: weights that are no numbers: {where} holds {sick}; {remedy}")
-    for node, _ in nodes(model):
-        if any(math.isnan(number) for each in node.attribute for number in (each.f, *each.floats)):
-            raise OnnxError(f"{file}: weights that are no numbers: {called(node)} holds NaN; export it again")
+    for said in attributes(model):
+        if any(math.isnan(number) for number in (said.attribute.f, *said.attribute.floats)):
+            raise OnnxError(f"{file}: weights that are no numbers: {said.where} holds NaN; export it again")

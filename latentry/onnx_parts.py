@@ -7,15 +7,17 @@ Imports `onnx` when first used, as that takes 15 ms.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from latentry.manifest import ManifestError
+from latentry.onnx_functions import check_size, subgraphs
+from latentry.printable import plain
 
 if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-Constants = ChainMap[str, "TensorProto"]
+Constants = ChainMap[str, "TensorProto | None"]  # None: a name that something else has here
 
 _LONGEST = 100  # characters of a name that a message repeats
 
@@ -28,6 +30,14 @@ class Held(NamedTuple):
     tensor: TensorProto
 
 
+class Said(NamedTuple):
+    """An attribute, where it is in words, and what its value is known by, if that is a tensor."""
+
+    where: str
+    name: str
+    attribute: AttributeProto
+
+
 class OnnxError(ManifestError):
     """An ONNX file that no model folder may hold; the message is one line: the file, the node and the remedy."""
 
@@ -35,7 +45,7 @@ class OnnxError(ManifestError):
 def parse(data: bytes, file: str) -> ModelProto:
     """The file as it is, with versions, a node and an output at least. `file` is what messages call it.
 
-    Raises `OnnxError` if it is not ONNX, or cut short.
+    Raises `OnnxError` if it is not ONNX, cut short, or of more nodes than can be looked at in seconds.
     """
     from google.protobuf.message import DecodeError
     from onnx import ModelProto
@@ -47,6 +57,10 @@ def parse(data: bytes, file: str) -> ModelProto:
         raise OnnxError(f"{what} that are no message; export or copy it again") from error
     if not (model.ir_version and model.opset_import and model.graph.node and model.graph.output):
         raise OnnxError(f"{what} without versions, nodes or outputs; export or copy it again")
+    try:
+        check_size(model)
+    except ValueError as error:
+        raise OnnxError(f"{file}: {error}") from error
     return model
 
 
@@ -59,8 +73,7 @@ def text(name: object) -> str:
 
 def short(name: object) -> str:
     """The same, fit to print: on one line, and not too long."""
-    shown = text(name) if text(name).isprintable() else ascii(name)[1:-1]
-    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
+    return plain(text(name), _LONGEST)
 
 
 def called(node: NodeProto) -> str:
@@ -72,14 +85,28 @@ def called(node: NodeProto) -> str:
 def nodes(model: ModelProto) -> Iterator[tuple[NodeProto, Constants]]:
     """Every node, and the constants that it can see, by name. Raises `UnicodeError` for one whose names are no text."""
     waiting = [(model.graph.node, _constants(model.graph))]
-    waiting += [(function.node, ChainMap(_made(function.node))) for function in model.functions]
+    for function in model.functions:
+        waiting.append((function.node, ChainMap(_made(function.node, function.input))))
+        waiting += [(graph.node, _constants(graph)) for graph in subgraphs(function.attribute_proto)]
     while waiting:
         some, known = waiting.pop()
         for node in some:
             for name in (node.op_type, node.domain, *node.input, *node.output):
                 text(name)
             yield node, known
-            waiting += [(graph.node, _constants(graph, known)) for graph in _subgraphs(node)]
+            if node.attribute:
+                waiting += [(graph.node, _constants(graph, known)) for graph in subgraphs(node.attribute)]
+
+
+def attributes(model: ModelProto) -> Iterator[Said]:
+    """Every attribute of every node, and what functions have for those that a call leaves out."""
+    for node, _ in nodes(model):
+        if node.attribute:
+            where, name = called(node), next(iter(node.output), "")
+            yield from (Said(where, name, attribute) for attribute in node.attribute)
+    for function in model.functions:
+        for attribute in function.attribute_proto:
+            yield Said(f"attribute {short(attribute.name)} of the function {short(function.name)}", "", attribute)
 
 
 def tensors(model: ModelProto) -> Iterator[Held]:
@@ -90,10 +117,9 @@ def tensors(model: ModelProto) -> Iterator[Held]:
         for sparse in graph.sparse_initializer:
             for tensor in (sparse.values, sparse.indices):
                 yield Held(f"initializer {short(sparse.values.name)}", sparse.values.name, tensor)
-    for node, _ in nodes(model):
-        for attribute in node.attribute:
-            for tensor in _held(attribute):
-                yield Held(called(node), next(iter(node.output), ""), tensor)
+    for said in attributes(model):
+        for tensor in _held(said.attribute):
+            yield Held(said.where, said.name, tensor)
 
 
 def _held(attribute: AttributeProto) -> Iterator[TensorProto]:
@@ -108,29 +134,30 @@ def _held(attribute: AttributeProto) -> Iterator[TensorProto]:
 
 def _graphs(model: ModelProto) -> Iterator[GraphProto]:
     yield model.graph
-    for node, _ in nodes(model):
-        yield from _subgraphs(node)
-
-
-def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
+    for said in attributes(model):
+        yield from subgraphs([said.attribute])
 
 
 def _constants(graph: GraphProto, outer: Constants | None = None) -> Constants:
-    """What a graph knows by name; an initializer that is an input as well may be another value when it runs."""
-    inputs = {value.name for value in graph.input}
-    known = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in inputs}
-    return (ChainMap() if outer is None else outer).new_child({**known, **_made(graph.node)})
+    """What a graph knows by name, each name that it uses itself hiding what the graph around it calls so."""
+    bound = _made(graph.node, [value.name for value in graph.input])
+    for tensor in graph.initializer:  # one that is an input as well may be another value when it runs
+        bound[tensor.name] = None if tensor.name in bound else tensor
+    bound.update(dict.fromkeys(sparse.values.name for sparse in graph.sparse_initializer))
+    return (ChainMap() if outer is None else outer).new_child(bound)
 
 
-def _made(some: Sequence[NodeProto]) -> dict[str, TensorProto]:
-    """What Constant nodes make."""
-    constants: dict[str, TensorProto] = {}
+def _made(some: Sequence[NodeProto], inputs: Iterable[str]) -> dict[str, TensorProto | None]:
+    """What Constant nodes make, and None for the names of all else: in doubt it is no constant."""
+    bound: dict[str, TensorProto | None] = dict.fromkeys(inputs)
     for node in some:
-        if node.op_type == "Constant" and node.output:
-            held = {node.output[0]: each.t for each in node.attribute if each.name == "value"}  # noqa: B035 - one
-            constants.update(held)
-    return constants
+        for name in node.output:
+            bound[name] = None if name in bound else _constant(node)
+    return bound
+
+
+def _constant(node: NodeProto) -> TensorProto | None:
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
+        return None
+    (held,) = node.attribute
+    return held.t if held.HasField("t") and not held.ref_attr_name else None

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from typing import TYPE_CHECKING, Any
+
+from latentry.printable import plain
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -17,6 +20,21 @@ CPU = "CPUExecutionProvider"
 # What the oldest release that we take (1.22) reads: nothing has to be asked up to here.
 _OPSET, _IR_VERSION = 22, 10
 _FAR = 100  # beyond what anyone has released
+
+_LONGEST = 400  # characters of what it says
+_LOOKED_AT = 4000  # of those, as names of nodes are as long as they like
+# What it says for its developers, in the order in which it is taken away.
+_INSIDE = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"\[ONNXRuntimeError\] : [0-9]+ : [A-Z_]+ : ",
+        r"Load model from (\S+|) ?failed: ?",
+        # A file, a line and a signature; of a condition that did not hold, what that was.
+        r"/\S+\.(?:cc|cpp|cu|h|hpp):[0-9]+ \S.* was false\. ?",
+        r"/\S+\.(?:cc|cpp|cu|h|hpp):[0-9]+ [^()]*\(.*?\)(?: const)?(?= [A-Z\[]) ?",
+        r"\S+\.(?:cc|cpp|cu|h|hpp):[0-9]+ \S+ ",
+    )
+)
 
 
 def too_old_for(model: ModelProto) -> str | None:
@@ -60,8 +78,17 @@ def why_not(data: bytes) -> str | None:
     try:
         runtime.InferenceSession(data, options, providers=[CPU])
     except Exception as error:  # it raises a dozen kinds, none of them documented
-        return " ".join(str(error).split())
+        return said(error)
     return None
+
+
+def said(error: BaseException) -> str:
+    """What an exception of ONNX Runtime says of a graph, in one line that is fit to be printed: without where in its
+    sources it was raised, and what it calls the file."""
+    text = " ".join(str(error)[:_LOOKED_AT].split())
+    for inside in _INSIDE:
+        text = inside.sub("", text)
+    return plain(text.strip().rstrip("."), _LONGEST) or type(error).__name__
 
 
 def _reads(opset: int, ir_version: int) -> bool:

@@ -13,6 +13,7 @@ from typing import Literal
 from latentry import manifest as manifests
 from latentry import onnx_file
 from latentry.manifest import ManifestError, ModelFolder
+from latentry.printable import plain
 
 Verdict = Literal["ok", "FAILED", "skipped"]
 
@@ -38,9 +39,9 @@ def attempt(check: str, what: str, work: Callable[[], str | None], *expected: ty
     try:
         return Check(check, what, "ok", work() or "")
     except Skipped as error:
-        return Check(check, what, "skipped", str(error))
+        return Check(check, what, "skipped", _line(error))
     except failures as error:
-        return Check(check, what, "FAILED", " ".join(str(error).split()) or type(error).__name__)
+        return Check(check, what, "FAILED", _line(error) or type(error).__name__)
 
 
 def read(folder: Path) -> tuple[list[Check], ModelFolder | None]:
@@ -52,7 +53,7 @@ def read(folder: Path) -> tuple[list[Check], ModelFolder | None]:
         note = f"{len(whole.manifest.files)} files are what the manifest says; digest {whole.digest[:12]}"
         return [Check("files", str(folder), "ok", note)], whole
     except ManifestError as error:
-        failed = Check("files", str(folder), "FAILED", " ".join(str(error).split()))
+        failed = Check("files", str(folder), "FAILED", _line(error))
     try:
         return [failed], _what_is_there(folder.absolute())
     except (ManifestError, OSError):
@@ -72,6 +73,10 @@ def without_failed(folder: ModelFolder, checks: Iterable[Check]) -> ModelFolder:
     """The folder without the graphs that `of_files` found unfit to be loaded."""
     failed = {each.what for each in checks if each.verdict == "FAILED"}
     return replace(folder, graphs={file: data for file, data in folder.graphs.items() if file not in failed})
+
+
+def _line(error: Exception) -> str:
+    return plain(" ".join(str(error).split()))
 
 
 def _what_is_there(folder: Path) -> ModelFolder:

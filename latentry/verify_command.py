@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from latentry.manifest import ModelFolder
+from latentry.manifest import DECODER_FILE, ENCODER_FILE, ModelFolder
+from latentry.printable import plain
 from latentry.verification import Check, of_files, read, without_failed
 
 _EPILOG = """\
@@ -23,6 +24,7 @@ same bits, and that the precisions are as close to fp32 as the manifest says. --
 on held-out images. The graphs are run: verify a folder that you trust no further than you would serve it.
 Exit status 0: nothing failed. 1: something did. 2: the flags make no sense.
 """
+_CHECK = len("repeatable")  # the longest name of a check
 
 
 def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +44,8 @@ def run_verify(args: argparse.Namespace) -> int:
     for flag, folder in (("FOLDER", args.folder), ("--run", args.run)):
         if folder is not None and not folder.is_dir():
             return _fail(f"{flag}: got {folder}, wanted a folder")
-    failed = _print(_checks(args.folder, args.run, args.data))
-    print(f"\n{args.folder}: {f'{failed} checks failed' if failed else 'nothing failed'}")
+    failed = _print(_checks(args.folder, args.run, args.data), _width(args.folder, args.run))
+    print(f"\n{plain(str(args.folder))}: {f'{failed} checks failed' if failed else 'nothing failed'}")
     return 1 if failed else 0
 
 
@@ -55,8 +57,10 @@ def _checks(path: Path, run: Path | None, data: str | None) -> Iterator[Check]:
     if folder is None:
         yield Check("graphs", str(path), "skipped", "without a manifest nothing says what they should be")
         return
-    judged = list(of_files(folder))
-    yield from judged
+    judged = []
+    for check in of_files(folder):
+        judged.append(check)
+        yield check
     sound = without_failed(folder, judged)
     yield from of_graphs(sound)
     yield from _parity(sound, run, data)
@@ -74,18 +78,21 @@ def _parity(folder: ModelFolder, run: Path | None, data: str | None) -> Iterator
     yield from of_parity(folder, run, data)
 
 
-def _print(checks: Iterable[Check]) -> int:
-    """An aligned table; how many failed."""
-    rows = list(checks)
-    widths = [
-        max(len(text) for text in column) for column in zip(*((row.check, row.what) for row in rows), strict=True)
-    ]
-    for row in rows:
+def _width(folder: Path, run: Path | None) -> int:
+    """That of the second column, known before the first row: what is checked is a folder, one file or two."""
+    return max(len(plain(str(each))) for each in (folder, run or "", f"{ENCODER_FILE}, {DECODER_FILE}"))
+
+
+def _print(checks: Iterable[Check], width: int) -> int:
+    """A table, row by row as checks are made: one that takes long is known by what is missing. How many failed."""
+    failed = 0
+    for row in checks:
         said = f"{row.verdict}: {row.note}" if row.note else row.verdict
-        print(f"{row.check:<{widths[0]}}  {row.what:<{widths[1]}}  {said}")
-    return sum(row.verdict == "FAILED" for row in rows)
+        print(f"{row.check:<{_CHECK}}  {plain(row.what):<{width}}  {plain(said)}", flush=True)
+        failed += row.verdict == "FAILED"
+    return failed
 
 
 def _fail(line: str) -> int:
-    print(f"latentry verify: {line}", file=sys.stderr)
+    print(f"latentry verify: {plain(line)}", file=sys.stderr)
     return 2

@@ -23,10 +23,22 @@ _FLOATS = {
     16: ("<u2", 0x7F80, 0x007F),  # BFLOAT16
     19: ("u1", 0x7C, 0x03),  # FLOAT8E5M2
 }
+# Types of a byte without infinity, of which one value, perhaps with either sign, is NaN: a mask, and that value.
+_BYTES = {
+    17: (0x7F, 0x7F),  # FLOAT8E4M3FN
+    18: (0xFF, 0x80),  # FLOAT8E4M3FNUZ
+    20: (0xFF, 0x80),  # FLOAT8E5M2FNUZ
+    24: (0xFF, 0xFF),  # FLOAT8E8M0
+}
 
 
 def not_finite(tensor: TensorProto, *, infinite_too: bool) -> str | None:
     """What of the tensor is NaN, or infinite if that matters, in words; None if nothing is."""
+    if tensor.data_type in _BYTES:
+        mask, sick = _BYTES[tensor.data_type]
+        values = _bits(tensor, "u1")
+        count = int(((values & mask) == sick).sum())
+        return f"NaN ({count} of {len(values)})" if count else None
     if tensor.data_type not in _FLOATS:
         return None
     nan = infinite = 0
@@ -51,7 +63,8 @@ def _bits(tensor: TensorProto, kind: str) -> _Bits:
     if raw:  # ONNX Runtime refuses a length that does not fit the shape
         values: _Bits = np.frombuffer(raw, dtype, len(raw) // dtype.itemsize)
         return values
-    for numbers, wide in ((tensor.float_data, "<f4"), (tensor.double_data, "<f8")):
-        if numbers:
-            return np.array(numbers, wide).view(dtype)
+    if kind == "<u4":
+        return np.array(tensor.float_data, "<f4").view(dtype)
+    if kind == "<u8":
+        return np.array(tensor.double_data, "<f8").view(dtype)
     return np.array(tensor.int32_data, "<i8").astype(dtype)  # each in the lowest bits

@@ -22,6 +22,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it whe
 import onnxruntime as ort
 
 from latentry.manifest import FP32, Manifest, ModelFolder, graph_file
+from latentry.onnx_runtime import said
+from latentry.printable import plain
 from serving import devices
 from serving.devices import Device
 from serving.pinned import pin
@@ -45,10 +47,17 @@ _PRECISION = "latentry.precision"  # in a graph's metadata; one that does not sa
 # two of its 256 steps, and what follows with it. With noise of 2^-11 after each layer the shipped models quantised to
 # int8 differed by 0.08, with noise of 2^-20 by 0.05; rows that read each other differ by several times as much.
 _ROUNDING = {FP32: 5e-3, "fp16": 1e-2, "bf16": 4e-2, "int8": 0.1}
+_LONGEST, _LONGEST_NAME = 4000, 200  # characters of a message, and of what a graph says that it repeats
+_REPEATED = 7  # rows that are run twice
+_EXPORT_AGAIN = "export it again, with opset_version=18, or install a newer onnxruntime"
 
 
 class BadGraph(ValueError):
-    """A graph that cannot be loaded, or is not what its manifest says."""
+    """A graph that cannot be loaded, or is not what its manifest says; the message is one line, fit for a log whatever
+    names the graph has."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain(message, _LONGEST))
 
 
 class NoKernel(BadGraph):
@@ -80,7 +89,9 @@ def _session(
     model: bytes, device: Device, profile: Mapping[str, Sequence[int]], max_batch: int
 ) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors: ONNX Runtime's warnings concern its developers
+    # Nothing but what ends the process: warnings concern its developers, and errors are raised as well. It would print
+    # them as they are, with names out of the graph, which can look like lines of our log.
+    options.log_severity_level = 4
     options.intra_op_num_threads = device.threads
     options.inter_op_num_threads = 1
     # Threads that spin between batches take the processor from the event loop.
@@ -143,8 +154,9 @@ class Graph:
         except Exception as error:  # ONNX Runtime raises a dozen kinds, none of them documented
             if type(error).__name__ == "NotImplemented":
                 remedy = f"--precision {FP32} runs everywhere"
-                raise NoKernel(f"ONNX Runtime cannot run it on {self._device.name}: {error}; {remedy}") from error
-            raise BadGraph(f"ONNX Runtime cannot load it: {error}") from error
+                raise NoKernel(f"ONNX Runtime cannot run it on {self._device.name}: {said(error)}; {remedy}") from error
+            remedy = "" if self._device.is_gpu else f"; {_EXPORT_AGAIN}"  # a GPU has other reasons: its memory, say
+            raise BadGraph(f"ONNX Runtime cannot load it: {said(error)}{remedy}") from error
         self._session: ort.InferenceSession | None = session
         self.metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
         self.inputs = {i.name: (_DTYPES.get(i.type), tuple(i.shape)) for i in session.get_inputs()}
@@ -178,10 +190,7 @@ class Graph:
         Raises `BadGraph` if that fails, or gives outputs that are not finite or not of the shapes that were declared.
         """
         dtype, shape = self.inputs[self._input]
-        try:
-            results = self.run(np.zeros((size, *shape[1:]), dtype), frozenset(self.outputs))
-        except Exception as error:
-            raise BadGraph(f"a batch of {size} fails: {error}") from error
+        results = self._try(np.zeros((size, *shape[1:]), dtype))
         for name, (_, declared) in self.outputs.items():
             got, wanted = results[name], (size, *declared[1:])
             if got.shape != wanted:
@@ -196,19 +205,40 @@ class Graph:
         data. A few rows are run together, one by one, and the first with others; GPUs round otherwise for other batch
         sizes. A CPU does the same for equal sizes, so that on it the last comparison is a close one in any precision.
         """
-        rng = np.random.default_rng(0)
-        dtype, shape = self.inputs[self._input]
         n = min(3, max(self._buckets, default=3))
-        item = (2 * n, *shape[1:])
-        rows = rng.integers(0, 256, item, np.uint8) if dtype is np.uint8 else rng.standard_normal(item, np.float32)
-        names = frozenset(self.outputs)
-        together = self.run(rows[:n], names)
-        alone = [self.run(row[None], names) for row in rows[:n]]
-        elsewhere = self.run(np.concatenate([rows[:1], rows[n + 1 :]]), names)
+        rows = self._some(2 * n)
+        together = self._try(rows[:n])
+        alone = [self._try(row[None]) for row in rows[:n]]
+        elsewhere = self._try(np.concatenate([rows[:1], rows[n + 1 :]]))
         same_size = self.precision if self._device.is_gpu else FP32
-        for name in names:
+        for name in self.outputs:
             _check_alike(name, together[name], np.concatenate([each[name] for each in alone]), self.precision)
             _check_alike(name, together[name][:1], elsewhere[name][:1], same_size)
+
+    def check_repeats(self) -> None:
+        """Raises `BadGraph` unless the same rows twice give the same bits: a graph draws nothing at random and
+        remembers nothing. A CPU adds up in the same order each time; GPUs need not.
+        """
+        rows = self._some(_REPEATED)
+        once, again = self._try(rows), self._try(rows)
+        for name, values in once.items():
+            if values.tobytes() != again[name].tobytes():
+                worst = np.abs(values.astype(np.float64) - again[name]).max()
+                raise BadGraph(f"output {name}: two runs on the same rows differ by {worst:.3g}; wanted the same bits")
+
+    def _try(self, rows: Array) -> dict[str, Array]:
+        """All outputs; raises `BadGraph` if it does not run."""
+        try:
+            return self.run(rows, frozenset(self.outputs))
+        except Exception as error:  # ONNX Runtime raises a dozen kinds, none of them documented
+            raise BadGraph(f"a batch of {len(rows)} fails: {said(error)}") from error
+
+    def _some(self, rows: int) -> Array:
+        """Rows of noise, always the same."""
+        rng = np.random.default_rng(0)
+        dtype, shape = self.inputs[self._input]
+        item = (rows, *shape[1:])
+        return rng.integers(0, 256, item, np.uint8) if dtype is np.uint8 else rng.standard_normal(item, np.float32)
 
     def restart(self) -> None:
         """Free the session and its buffers, load the graph again and run it once; raises `BadGraph`."""
@@ -316,10 +346,11 @@ def load_graph(
         _compare("input", graph.inputs, inputs)
         offered = {name: port for name, port in graph.outputs.items() if name != _PARAMETERS}
         _compare("output", offered, outputs)
-        said = {_PRECISION: FP32, **graph.metadata}
+        metadata = {_PRECISION: FP32, **graph.metadata}
         for key, value in {_PRECISION: FP32, **folder.manifest.graph_metadata(kind, here)}.items():
-            if said.get(key) != value:
-                raise BadGraph(f"metadata {key}: got {said.get(key)}, the manifest says {value}")
+            if metadata.get(key) != value:
+                got = plain(str(metadata.get(key)), _LONGEST_NAME)
+                raise BadGraph(f"metadata {key}: got {got}, the manifest says {value}")
     except BadGraph as error:
         raise type(error)(f"{folder.path / file}: {error}") from error
     return graph
@@ -342,7 +373,8 @@ def _wanted(about: Manifest, kind: str) -> tuple[_Ports, _Ports]:
 
 def _compare(side: str, got: Mapping[str, Any], wanted: _Ports) -> None:
     if set(got) != set(wanted):
-        raise BadGraph(f"{side}s: got {', '.join(got) or 'none'}, wanted {', '.join(wanted)}")
+        there = plain(", ".join(got) or "none", _LONGEST_NAME)
+        raise BadGraph(f"{side}s: got {there}, wanted {', '.join(wanted)}")
     for name, (dtype, item) in wanted.items():
         got_dtype, got_shape = got[name]
         if got_dtype is not dtype:

@@ -21,6 +21,7 @@ import latentry
 import serving
 from latentry import manifest, onnx_file
 from latentry.manifest import FP32, graph_file
+from latentry.printable import plain
 
 TIMEOUT_S = 600.0  # generous: on a busy machine the limit of processor time is the one that counts
 CPU_S = 120  # of processor time, in all threads together
@@ -114,7 +115,7 @@ def _judge(status: int, said: str) -> None:
         raise RehearsalFailed(f"loading it ended a process with {name}", transient=True)
     if status:
         lines = said.strip().splitlines()
-        raise RehearsalFailed(lines[-1] if lines else f"exit status {status}", transient=status == _CHANGED)
+        raise RehearsalFailed(plain(lines[-1]) if lines else f"exit status {status}", transient=status == _CHANGED)
 
 
 def main(folder: str, max_batch: str, digest: str, precision: str, server: str, cpu_s: str) -> int:
@@ -128,12 +129,12 @@ def main(folder: str, max_batch: str, digest: str, precision: str, server: str, 
         onnx_file.check_folder(whole)
         run(whole, int(max_batch), precision)
     except ValueError as error:
-        return _say(str(error).replace("\n", " "), 1)
+        return _say(plain(str(error)), 1)
     return 0
 
 
 def run(whole: manifest.ModelFolder, max_batch: int, precision: str = FP32) -> None:
-    """Run each graph on the CPU: one row, a batch, and rows together and apart; raises `BadGraph`.
+    """Run each graph on the CPU: one row, a batch, rows together and apart, and rows twice; raises `BadGraph`.
 
     What the CPU has no kernels for (bf16) is left to the device: loading it there says whether that has.
     """
@@ -149,6 +150,7 @@ def run(whole: manifest.ModelFolder, max_batch: int, precision: str = FP32) -> N
             for size in graph.warm_up_sizes(min(max_batch, _MOST_ROWS)):
                 graph.warm(size)
             graph.check_rows()
+            graph.check_repeats()
         except engine.BadGraph as error:
             raise engine.BadGraph(f"{whole.path / graph_file(kind, precision)}: {error}") from error
 

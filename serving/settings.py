@@ -103,9 +103,9 @@ class Settings(BaseSettings):
     precision: Precision = _knob(
         "device",
         "auto",
-        "what encoders and decoders compute in; auto: fp32 on the CPU, on a GPU fp16 where a model has it, else fp32; "
-        "the others refuse a model that does not come in what they name. Less is faster where the device has "
-        "instructions for it, and farther from what was trained: the model's manifest says how far",
+        "which precision of encoders and decoders to run; auto: fp32 on the CPU, on a GPU fp16 where a model has "
+        "it, else fp32; the others refuse a model that does not come in what they name. Less is faster where the "
+        "device has instructions for it, and farther from what was trained: the model's manifest says how far",
     )
     threads: int = _knob(
         "device",

@@ -6,7 +6,7 @@ afterwards, a density, the graphs of a conditional model (as if all rows were of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,6 +23,8 @@ _IMAGES = 32  # that variants are compared on
 _SEED = 5
 # The figures of the manifest are the largest differences on other images; the largest of these may be a little larger.
 _SLACK = 2.0
+# The largest of many values, of other images than the manifest's, each in steps of 1/256 of its range.
+_MORE = {("int8", "encoder_relative"): 0.25}
 _SLACK_DB = 6.0  # the same in dB
 _ENOUGH_DB = 60.0  # a level more or less in one of fifteen values: which ones are rounded otherwise is chance
 
@@ -44,11 +46,11 @@ def of_graphs(folder: ModelFolder) -> Iterator[Check]:
     """Every check of every graph. A graph whose check of the file failed is better left out of `folder.graphs`."""
     loaded: dict[_Part, Graph] = {}
     for part in _parts(folder.manifest):
-        said = f"{part.what}, class {part.label}" if part.label is not None else part.what
-        yield attempt("loads", said, partial(_load, folder, part, loaded))
+        what = f"{part.what}, class {part.label}" if part.label is not None else part.what
+        yield attempt("loads", what, partial(_load, folder, part, loaded))
         for check, run in (("finite", _finite), ("rows apart", _rows), ("repeatable", _repeatable)):
-            work = partial(_guarded, run, loaded[part]) if part in loaded else partial(_skip, "it is not loaded")
-            yield attempt(check, said, work)
+            work = partial(run, loaded[part]) if part in loaded else partial(_skip, "it is not loaded")
+            yield attempt(check, what, work)
     yield from _variants(folder.manifest, loaded)
 
 
@@ -68,22 +70,12 @@ def _load(folder: ModelFolder, part: _Part, loaded: dict[_Part, Graph]) -> str |
     try:
         loaded[part] = load_graph(folder, part.kind, Device(CPU), (), part.precision, part.label)
     except NoKernel as error:
-        raise Skipped(f"the CPU cannot run {part.precision}: {str(error).splitlines()[0]}") from error
+        raise Skipped(f"the CPU cannot run {part.precision}: {error}") from error
     return "names, types, shapes and metadata are what the manifest says"
 
 
 def _skip(why: str) -> None:
     raise Skipped(why)
-
-
-def _guarded(check: Callable[[Graph], str | None], graph: Graph) -> str | None:
-    """A check of a graph that may not run at all."""
-    try:
-        return check(graph)
-    except ValueError:
-        raise
-    except Exception as error:  # ONNX Runtime raises a dozen kinds, none of them documented
-        raise BadGraph(f"it does not run: {error}") from error
 
 
 def _finite(graph: Graph) -> str:
@@ -97,19 +89,7 @@ def _rows(graph: Graph) -> None:
 
 
 def _repeatable(graph: Graph) -> None:
-    """The same rows twice give the same bits."""
-    dtype, shape = next(port for name, port in graph.inputs.items() if name != "labels")
-    rows = _some(dtype, (_BATCHES[-1], *shape[1:]))
-    once, again = (graph.run(rows, frozenset(graph.outputs)) for _ in range(2))
-    for name, values in once.items():
-        if values.tobytes() != again[name].tobytes():
-            worst = np.abs(values.astype(np.float64) - again[name]).max()
-            raise BadGraph(f"output {name}: two runs on the same rows differ by {worst:.3g}; wanted the same bits")
-
-
-def _some(dtype: object, shape: tuple[int, ...]) -> Array:
-    rng = np.random.default_rng(_SEED)
-    return rng.integers(0, 256, shape, np.uint8) if dtype is np.uint8 else rng.standard_normal(shape, np.float32)
+    graph.check_repeats()
 
 
 def _variants(about: Manifest, loaded: Mapping[_Part, Graph]) -> Iterator[Check]:
@@ -139,17 +119,21 @@ def _close(
         "decoder_levels": float(np.abs(other["images"].astype(np.int16) - whole["images"]).max()),
     }
     psnr = _psnr(other["images"], whole["images"])
-    said = about.variants[precision]
-    missing = sorted({*got, "psnr_db"} - set(said))
+    measured = about.variants[precision]
+    missing = sorted({*got, "psnr_db"} - set(measured))
     if missing:
         raise Skipped(f"the manifest does not say {', '.join(missing)}")
     for name, figure in got.items():
-        most = _SLACK * said[name] + (1 if name == "decoder_levels" else 0)
+        most = _SLACK * measured[name] + _MORE.get((precision, name), 1 if name == "decoder_levels" else 0)
         if not figure <= most:
-            raise BadGraph(f"{name}: got {figure:.3g}, wanted at most {most:.3g}: the manifest says {said[name]:.3g}")
-    least = min(said["psnr_db"] - _SLACK_DB, _ENOUGH_DB)
+            raise BadGraph(
+                f"{name}: got {figure:.3g}, wanted at most {most:.3g}: the manifest says {measured[name]:.3g}"
+            )
+    least = min(measured["psnr_db"] - _SLACK_DB, _ENOUGH_DB)
     if not psnr >= least:
-        raise BadGraph(f"psnr_db: got {psnr:.1f}, wanted {least:.1f} or more: the manifest says {said['psnr_db']:.1f}")
+        raise BadGraph(
+            f"psnr_db: got {psnr:.1f}, wanted {least:.1f} or more: the manifest says {measured['psnr_db']:.1f}"
+        )
     return f"{psnr:.1f} dB, {', '.join(f'{name} {figure:.2g}' for name, figure in got.items())}"
 
 
@@ -166,8 +150,7 @@ def _seen(about: Manifest, decoded: Mapping[str, Array]) -> Array:
     """Images as the encoder was shown them in training: black and white, for a likelihood of such."""
     if about.likelihood.name != "bernoulli":
         return decoded["images"]
-    drawn = np.random.default_rng(_SEED).random(decoded["mean"].shape) < decoded["mean"]
-    return np.where(drawn, np.uint8(255), np.uint8(0))
+    return np.where(decoded["mean"] >= 0.5, np.uint8(255), np.uint8(0))
 
 
 def _relative(got: Array, wanted: Array) -> float:

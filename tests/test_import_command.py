@@ -81,6 +81,12 @@ def test_what_is_guessed_and_freed_is_said_aloud(tmp_path: Path, capsys: pytest.
     assert "theirs version 1" in said
 
 
+def test_outputs_that_nothing_is_made_of_are_said_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, ForeignModel(), "--posterior=point", "--mean-output=mean") == 0
+    assert "left out: logvar float32 [N, 3] of theirs-enc.onnx\n" in capsys.readouterr().out
+    assert "Left out: logvar" in (tmp_path / "models" / "theirs" / "1" / "README.md").read_text()
+
+
 def test_the_folder_passes_the_checks_and_says_where_it_is_from(tmp_path: Path) -> None:
     assert run(tmp_path, ForeignModel(), "--likelihood=gaussian:sigma=0.2") == 0
     folder = folder_in(tmp_path)

@@ -13,7 +13,7 @@ import pytest
 from foreign_model import ForeignModel
 from onnx import TensorProto, helper, numpy_helper
 
-from latentry.manifest import ManifestError
+from latentry.manifest import ManifestError, sha256
 from training.errors import ExportError, TrainingError
 from training.importing import folder, wrap
 from training.importing.options import Options
@@ -177,6 +177,147 @@ def test_weights_elsewhere_are_refused(tmp_path: Path, location: str) -> None:
     weight.external_data.add(key="location", value=location)
     with pytest.raises(ExportError, match=f"enc.onnx: the weight w lies in {re.escape(location)}.* beside the graph"):
         imported(tmp_path / "theirs", encoder)
+
+
+def test_the_bytes_that_are_hashed_are_those_that_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "theirs").mkdir()
+    path, data = tmp_path / "theirs" / "enc.onnx", tmp_path / "theirs" / "enc.data"
+    onnx.save(MODEL.encoder(), path, save_as_external_data=True, location="enc.data", size_threshold=0)
+    digest, read_bytes = sha256(data.read_bytes()), Path.read_bytes
+
+    def and_then_it_changes(file: Path) -> bytes:
+        content = read_bytes(file)
+        if file == data:
+            file.write_bytes(bytes(len(content)))
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", and_then_it_changes)
+    _, decoder = MODEL.write(tmp_path)
+    done, files = folder.build(path, decoder, "theirs", 1, Options())
+    assert done.manifest.provenance["imported"]["encoder"]["files"]["enc.data"] == digest
+    np.testing.assert_allclose(encode(files)[0], MODEL.encode(IMAGES)[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("about", "says"),
+    [
+        ({"location": "w" * 5000}, "the weight w lies in w{100}[.]{3}: got no such file"),
+        ({"location": "w\x1b[2J\n.bin"}, r"the weight w lies in w\\x1b\[2J\\n.bin: got no such file"),
+        ({"location": "w.bin", "offset": "x"}, "the weight w: got an offset or a length that is no number"),
+        ({"location": "w.bin", "offset": "-8"}, "the weight w: got 24 bytes from -8 of a file of 16"),
+        ({"location": "w.bin", "offset": "8", "length": "9"}, "the weight w: got 9 bytes from 8 of a file of 16"),
+    ],
+)
+def test_weights_that_cannot_be_had_are_refused_in_one_line(tmp_path: Path, about: dict[str, str], says: str) -> None:
+    (tmp_path / "w.bin").write_bytes(bytes(16))
+    encoder = MODEL.encoder()
+    weight = next(tensor for tensor in encoder.graph.initializer if tensor.name == "w")
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    for key, value in about.items():
+        weight.external_data.add(key=key, value=value)
+    with pytest.raises(ExportError, match=says) as refused:
+        imported(tmp_path, encoder)
+    assert str(refused.value).isprintable()
+
+
+def sides(proto: onnx.ModelProto, index: int, *dims: int) -> None:
+    """Set sides of the input; the first one is the outputs' too."""
+    for axis, side in enumerate(dims, start=index):
+        for port in [*proto.graph.input, *(proto.graph.output if axis == 0 else [])]:
+            port.type.tensor_type.shape.dim[axis].dim_value = side
+
+
+@pytest.mark.parametrize("dims", [(-1,), (0,), (-1, 1, -1, -1)])
+def test_sides_that_no_tensor_has_are_open(tmp_path: Path, dims: tuple[int, ...]) -> None:
+    encoder = MODEL.encoder()
+    sides(encoder, 0, *dims)
+    _, files = imported(tmp_path, encoder, image_shape=(8, 6, 1), layout="nchw")
+    np.testing.assert_allclose(encode(files)[0], MODEL.encode(IMAGES)[0], rtol=0, atol=1e-5)
+
+
+def name_a_type(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.elem_type = 999
+
+
+def call_itself(proto: onnx.ModelProto) -> None:
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
+    body = [_NODE("F", ["a"], ["b"], domain="f")]
+    proto.functions.append(helper.make_function("f", "F", ["a"], ["b"], body, opsets))
+    proto.opset_import.append(helper.make_opsetid("f", 1))
+    proto.graph.node.append(_NODE("F", ["mean"], ["unused"], domain="f"))
+
+
+def break_shape(proto: onnx.ModelProto) -> None:
+    for port in [*proto.graph.input, *proto.graph.output]:
+        port.type.tensor_type.shape.dim[0].dim_value = 1
+    flatten = next(node for node in proto.graph.node if node.op_type == "Flatten")
+    flatten.CopyFrom(_NODE("Reshape", ["float", "rows"], ["flat"]))
+    proto.graph.initializer.append(
+        TensorProto(name="rows", dims=[2], data_type=TensorProto.INT64, raw_data=b"\x01" + bytes(12))
+    )
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda proto: sides(proto, 2, 1 << 20, 1 << 20), r"theirs-enc.onnx: got picture .* sides up to 4096"),
+        (lambda proto: sides(proto, 2, 1 << 40, 1 << 40), r"theirs-enc.onnx: got picture .* sides up to 4096"),
+        (lambda proto: sides(proto, 0, 1 << 40), r"theirs-enc.onnx: got a batch of 1099511627776, wanted a free one"),
+        (
+            lambda proto: sides(proto, 0, 4096, 1, 4096, 4096),
+            r"theirs-enc.onnx: got a batch of 4096 of 16777216 numbers",
+        ),
+        (name_a_type, r"theirs-enc.onnx: got the input picture type 999"),
+        (call_itself, r"theirs-enc.onnx: .*calls itself"),
+        (break_shape, r"theirs-enc.onnx: ONNX Runtime .* cannot load it"),
+        (
+            lambda proto: proto.graph.node.reverse(),
+            r"theirs-enc.onnx: not valid ONNX: .* sorted, however input 'raw' of node",
+        ),
+    ],
+)
+def test_broken_graphs_are_refused_in_one_line(tmp_path: Path, edit: Edit, says: str) -> None:
+    encoder = MODEL.encoder()
+    edit(encoder)
+    with pytest.raises((TrainingError, ManifestError), match=says) as refused:
+        imported(tmp_path, encoder)
+    assert str(refused.value).isprintable()
+    assert "foreign/" not in str(refused.value)
+
+
+def test_a_graph_that_gives_nan_by_itself_is_told_so(tmp_path: Path) -> None:
+    decoder = MODEL.decoder()
+    next(node for node in decoder.graph.node if node.op_type == "Sigmoid").input[0] = "root"
+    decoder.graph.node.insert(3, _NODE("Sqrt", ["raw"], ["root"]))
+    with pytest.raises(ExportError, match=r"theirs-dec.onnx: gives NaN or infinity .* before it was wrapped"):
+        imported(tmp_path, None, decoder)
+
+
+def test_outputs_that_are_not_needed_are_said_to_be_left_out(tmp_path: Path) -> None:
+    encoder = MODEL.encoder()
+    encoder.graph.node.append(_NODE("SequenceConstruct", ["flat"], ["features"]))
+    encoder.graph.node.append(_NODE("Neg", ["mean"], ["less"]))
+    encoder.graph.output.append(helper.make_tensor_sequence_value_info("features", TensorProto.FLOAT, None))
+    encoder.graph.output.append(_PORT("less", TensorProto.FLOAT, ["n", 3]))
+    done, files = imported(tmp_path, encoder)
+    assert done.left_out == ("less float32 [N, 3] of theirs-enc.onnx", "features, a sequence, of theirs-enc.onnx")
+    assert done.manifest.provenance["imported"]["left_out"] == list(done.left_out)
+    np.testing.assert_allclose(encode(files)[0], MODEL.encode(IMAGES)[0], rtol=0, atol=1e-5)
+
+
+def test_names_with_escapes_and_markdown_stay_text(tmp_path: Path) -> None:
+    encoder, odd = MODEL.encoder(), "mu\x1b[2J\n| `a` | b |"
+    matmul(encoder).output[0] = encoder.graph.output[0].name = odd
+    encoder.producer_name = "evil\n# injected \x1b[31m | <b>"
+    done, files = imported(tmp_path, encoder)
+    assert all(line.isprintable() for line in (*done.guesses, *done.left_out, *done.notes))
+    card = files["README.md"].decode()
+    assert all(line.isprintable() for line in card.splitlines())
+    assert "\n# injected" not in card
+    (row,) = (line for line in card.splitlines() if line.startswith("| encoder |"))
+    assert len(re.findall(r"(?<!\\)\|", row)) == 5
+    assert "\\<b\\>" in row
 
 
 def test_a_file_too_large_is_refused_unread(tmp_path: Path) -> None:

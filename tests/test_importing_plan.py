@@ -89,6 +89,22 @@ def test_names_tell_the_kind_of_posterior(tmp_path: Path, names: tuple[str, str]
         (ForeignModel(range="-1..1"), {"decoder_output": "logits"}, "--decoder-output: got logits, but .* wanted mean"),
         (ForeignModel(dtype="uint8", range="0..255"), {"range": "0..1"}, "--range: got 0..1.* wanted 0..255"),
         (ForeignModel(split=True), {}, r"--posterior: stats \[6\] holds twice .* mean-logvar or mean-std or mean-var"),
+        (
+            ForeignModel(),
+            {"range": "0..1", "mean": (0.5,), "std": (0.5,)},
+            "--mean, --std: got them, but --range says 0..1: wanted neither, or --range mean-std",
+        ),
+        (
+            ForeignModel(dtype="uint8", range="0..255"),
+            {"mean": (0.5,), "std": (0.5,)},
+            "--mean, --std: got them, but e.onnx takes picture uint8 .*: wanted neither",
+        ),
+        (ForeignModel(), {"decoder_range": "-1..1"}, "--decoder-range: got -1..1, but d.onnx ends in .* wanted 0..1"),
+        (
+            ForeignModel(),
+            {"posterior": "point", "mean_output": "mean", "spread_output": "logvar"},
+            "--spread-output: got logvar for --posterior point, which has no spread",
+        ),
         (ForeignModel(), {"mean_output": "middle"}, r"--mean-output: got middle, .* mean \[3\], logvar \[3\]"),
         (ForeignModel(), {"layout": "nhwc"}, "--layout: got nhwc, but e.onnx has picture"),
         (ForeignModel(), {"image_shape": (9, 9, 1)}, r"--layout: e.onnx has picture .* for images of \[9, 9, 1\]"),
@@ -134,6 +150,78 @@ def test_halves_are_found_along_the_axis_that_is_twice_as_long(
         return
     found = posterior.find(said, {"stats": item}, latents, [])
     assert (found.axis, found.item) == (axis, tuple(s // 2 if i == axis else s for i, s in enumerate(item)))
+
+
+@pytest.mark.parametrize(
+    ("item", "latents", "fits"),
+    [
+        ((2, 3, 3), (2, 3, 3), True),
+        ((2, 3, 3), (2, None, None), True),
+        ((18,), (2, 3, 3), True),
+        ((2, 3, 3), (18, 1, 1), True),
+        ((2, 3, 3), (3, 3, 2), False),
+        ((2, 2, 1), (1, 2, 2), False),
+        ((2, 9), (2, 3, 3), False),
+    ],
+)
+def test_latents_on_other_axes_are_never_taken_for_the_same(
+    item: tuple[int, ...], latents: tuple[int | None, ...], fits: bool
+) -> None:
+    outputs = {"mu": item, "logvar": item}
+    if fits:
+        assert posterior.find(Options(), outputs, latents, []).item == item
+        return
+    with pytest.raises(ConfigError, match=re.escape(f"--mean-output: mu {list(item)} does not fit") + ".* other axes"):
+        posterior.find(Options(), outputs, latents, [])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "others"),
+    [
+        ({"mu": (4,), "log_var": (1,)}, {}),
+        ({"mu": (4,), "scale_tril": (4, 4)}, {}),
+        ({"mu": (4,)}, {"logvar": "[1, 4]"}),
+        ({"z": (4,), "moments": (8,)}, {}),
+        ({"z": (4,)}, {"features": "a sequence"}),
+        ({"mu": (4,), "prior_logvar": (4,)}, {}),
+        ({"z_mean": (4,), "log_z_var": (4,)}, {}),
+    ],
+)
+def test_a_point_or_a_pair_is_not_guessed_past_other_outputs(outputs: Any, others: dict[str, str]) -> None:
+    named = ".*".join(re.escape(name) for name in [*outputs, *others])
+    with pytest.raises(ConfigError, match=rf"--posterior, --mean-output, .*{named}.* or point"):
+        posterior.find(Options(), outputs, (4,), [], others)
+    first = next(iter(outputs))
+    assert posterior.find(Options(posterior="point", mean_output=first), outputs, (4,), [], others).kind == "point"
+
+
+def test_a_spread_beside_halves_is_not_passed_over() -> None:
+    said = Options(posterior="mean-logvar", mean_output="moments", spread_output="lv")
+    with pytest.raises(ConfigError, match=r"--spread-output: got lv, but moments \[8\] holds mean and spread"):
+        posterior.find(said, {"moments": (8,), "lv": (4,)}, (4,), [])
+
+
+def test_a_spread_that_is_not_one_for_each_latent_of_each_image_is_named() -> None:
+    said = Options(posterior="mean-logvar", mean_output="mu", spread_output="log_var")
+    with pytest.raises(ConfigError, match=r"--spread-output: log_var \[1\] does not fit the decoder's latents \[4\]"):
+        posterior.find(said, {"mu": (4,), "log_var": (1,)}, (4,), [])
+    with pytest.raises(ConfigError, match=r"--spread-output: log_var is \[1, 4\], without a row for each image"):
+        posterior.find(said, {"mu": (4,)}, (4,), [], {"log_var": "[1, 4]"})
+
+
+@pytest.mark.parametrize("operator", ["Div", "Mul", "Sub", "Add"])
+def test_an_encoder_that_scales_for_itself_is_asked_about(tmp_path: Path, operator: str) -> None:
+    encoder_path, decoder_path = ForeignModel().write(tmp_path)
+    proto = onnx.load(encoder_path)
+    cast, flatten = proto.graph.node[:2]
+    flatten.input[0] = "scaled"
+    proto.graph.node.insert(1, onnx.helper.make_node(operator, [cast.output[0], "by"], ["scaled"], name="rescale"))
+    proto.graph.initializer.append(onnx.helper.make_tensor("by", 1, [], [255.0]))
+    onnx.save(proto, encoder_path)
+    given = foreign.read(encoder_path, "encoder"), foreign.read(decoder_path, "decoder")
+    with pytest.raises(ConfigError, match=rf"--range: .*in {operator} \(node rescale\): wanted 0..1 or .*mean-std"):
+        plan.settle(*given, Options())
+    assert plan.settle(*given, Options(range="0..255")).encoder.range.name == "0..255"
 
 
 def test_a_decoder_of_another_model_is_refused(tmp_path: Path) -> None:

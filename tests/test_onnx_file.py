@@ -11,13 +11,14 @@ from pathlib import Path
 import linear_model
 import numpy as np
 import onnx
+import onnx.inliner
 import onnxruntime
 import pytest
 from conftest import ROOT, running_service, settings_for
 from linear_model import LinearModel
 from onnx import TensorProto, helper, numpy_helper
 
-from latentry import manifest, onnx_file, onnx_runtime, weights
+from latentry import manifest, onnx_file, onnx_functions, onnx_runtime, weights
 from latentry.manifest import DECODER_FILE, ENCODER_FILE, ManifestError
 from latentry.onnx_parts import OnnxError
 from serving.errors import BadModel
@@ -135,6 +136,139 @@ class TestRandom:
             sound(model)
             check(model)
             assert loads(model)
+
+    def test_dropout_that_a_name_of_an_inner_graph_turns_on(self) -> None:
+        """The body's own `training` is true; the graph around it has another, which is false."""
+
+        def spoil(model: onnx.ModelProto) -> None:
+            nodes = [
+                node("Dropout", ["x", "half", "training"], ["made"], name="drop"),
+                node("Identity", ["go"], ["go_on"]),
+                node("Identity", ["training"], ["still"]),
+            ]
+            flag = TensorProto.BOOL
+            given = [("i", TensorProto.INT64), ("go", flag), ("training", flag), ("x", TensorProto.FLOAT)]
+            made = [("go_on", flag), ("still", flag), ("made", TensorProto.FLOAT)]
+            inputs, outputs = (
+                [port(name, kind, None if kind == TensorProto.FLOAT else []) for name, kind in side]
+                for side in (given, made)
+            )
+            body = helper.make_graph(nodes, "body", inputs, outputs)
+            loop = node("Loop", ["once", "", "yes", "latents"], ["_", "moved"], body=body)
+            constants = {"training": False, "yes": True, "once": 1, "half": np.float32(0.5)}
+            with_constants(after(loop), *(initializer(name, value) for name, value in constants.items()))(model)
+
+        assert "draws at random: Dropout (node drop)" in refusal(spoil)
+
+    def test_dropout_whose_mode_is_an_attribute_of_a_function(self) -> None:
+        def spoil(model: onnx.ModelProto) -> None:
+            mode = node("Constant", [], ["training"])
+            mode.attribute.add(name="value", ref_attr_name="mode", type=onnx.AttributeProto.TENSOR)
+            half = node("Constant", [], ["half"], value=initializer("half", np.float32(0.5)))
+            in_a_function(model, mode, half, node("Dropout", ["x", "half", "training"], ["y"], name="drop"))
+            model.functions[0].attribute.append("mode")
+            model.graph.node[0].attribute.append(helper.make_attribute("mode", initializer("m", np.array(True))))
+
+        assert "draws at random: Dropout (node drop)" in refusal(spoil)
+
+    def test_a_random_operator_in_what_a_function_has_for_an_attribute(self) -> None:
+        def spoil(model: onnx.ModelProto) -> None:
+            in_a_function(model, node("Neg", ["x"], ["y"]))
+            draws = branch(node("RandomNormal", [], ["r"], name="deep", shape=[1]))
+            model.functions[0].attribute_proto.append(helper.make_attribute("body", draws))
+
+        assert "draws at random: RandomNormal (node deep)" in refusal(spoil)
+
+
+class TestFunctions:
+    """A runtime puts a function in the place of its calls, unless it has an operator of that name itself."""
+
+    @pytest.mark.parametrize("domain", ["", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"])
+    @pytest.mark.parametrize("overload", ["", "mine"])
+    def test_of_a_domain_of_the_runtime(self, domain: str, overload: str) -> None:
+        def spoil(model: onnx.ModelProto) -> None:
+            body = [node("Sub", ["x", "x"], ["y"])]
+            opsets = [helper.make_opsetid("", 18)]
+            function = helper.make_function(domain, "RandomNormalLike", ["x"], ["y"], body, opsets)
+            function.overload = overload
+            model.functions.append(function)
+            call = node("RandomNormalLike", ["latents"], ["noise"], domain=domain)
+            after(call, node("Add", ["latents", "noise"], ["moved"]))(model)
+
+        wanted = f"a function in a runtime's own domain: RandomNormalLike of {domain or 'ai.onnx'}; export it with"
+        assert wanted in refusal(spoil)
+
+    def test_a_call_of_an_overload_that_the_file_has_not(self) -> None:
+        def spoil(model: onnx.ModelProto) -> None:
+            in_a_function(model, node("Neg", ["x"], ["y"]))
+            model.graph.node[0].overload = "other"
+
+        assert "a custom operator, of the domain mine: Move" in refusal(spoil)
+
+    @staticmethod
+    def doubling(model: onnx.ModelProto, depth: int, calls: int = 2, *, reverse: bool = False) -> None:
+        """Function k calls function k - 1 twice: all of them stand for 2^depth nodes."""
+        in_a_function(model, node("Neg", ["x"], ["y"]))
+        model.functions[0].name = "F0"
+        model.graph.node[0].op_type = f"F{depth}"
+        for k in range(1, depth + 1):
+            halves = [node(f"F{k - 1}", [a], [b], domain="mine") for a, b in (("xt", "ty"), ("xy",))[calls == 1]]
+            opsets = [helper.make_opsetid("mine", 1)]
+            model.functions.append(helper.make_function("mine", f"F{k}", ["x"], ["y"], halves, opsets))
+        if reverse:
+            functions = list(model.functions)[::-1]
+            del model.functions[:]
+            model.functions.extend(functions)
+
+    def test_that_stand_for_more_nodes_than_memory_holds(self) -> None:
+        assert "too many nodes: more than 100,000, with the functions in" in refusal(lambda m: self.doubling(m, 26))
+
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_that_call_each_other_very_deep(self, *, reverse: bool) -> None:
+        model = decoder()
+        self.doubling(model, 99, 1, reverse=reverse)
+        check(model)
+        assert loads(model)
+        said = refusal(lambda deeper: self.doubling(deeper, 100, 1, reverse=reverse))
+        assert "functions within functions: F" in said
+        refusal(lambda deepest: self.doubling(deepest, 3000, 1, reverse=reverse))
+
+    def test_count_once_for_each_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = decoder()
+        self.doubling(model, 6)
+        inlined = onnx.inliner.inline_local_functions(model)
+        monkeypatch.setattr(onnx_functions, "MAX_NODES", len(inlined.graph.node))
+        check(model)
+        monkeypatch.setattr(onnx_functions, "MAX_NODES", len(inlined.graph.node) - 1)
+        with pytest.raises(OnnxError, match="too many nodes"):
+            check(model)
+
+    def test_that_call_themselves(self) -> None:
+        def spoil(model: onnx.ModelProto) -> None:
+            in_a_function(model, node("Back", ["x"], ["y"], domain="mine"))
+            back = [node("Move", ["x"], ["y"], domain="mine")]
+            opsets = [helper.make_opsetid("mine", 1)]
+            model.functions.append(helper.make_function("mine", "Back", ["x"], ["y"], back, opsets))
+
+        assert "a function that calls itself: Move; " in refusal(spoil)
+
+    def test_that_are_defined_twice(self) -> None:
+        def spoil(model: onnx.ModelProto) -> None:
+            in_a_function(model, node("Neg", ["x"], ["y"]))
+            model.functions.append(model.functions[0])
+
+        assert "a function that is defined twice" in refusal(spoil)
+
+    def test_nodes_of_subgraphs_count(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = decoder()
+        many = [node("Neg", [f"r{k}"], [f"r{k + 1}"]) for k in range(50)]
+        choice = branch(node("Identity", ["latents"], ["r0"]), *many)
+        in_a = node("If", ["yes"], ["moved"], then_branch=choice, else_branch=branch(node("Abs", ["latents"], ["s"])))
+        with_constants(after(in_a), initializer("yes", np.array(True)))(model)
+        check(model)
+        monkeypatch.setattr(onnx_functions, "MAX_NODES", 50)
+        with pytest.raises(OnnxError, match="too many nodes"):
+            check(model)
 
 
 class TestBatchNormalisation:
@@ -273,6 +407,28 @@ class TestWeights:
         assert "Constant (node held) holds NaN" in said
         plain = after(node("Constant", [], ["c"], value_float=float("nan")), node("Add", ["latents", "c"], ["moved"]))
         assert "Constant (node c) holds NaN" in refusal(plain)
+
+    def test_nan_in_what_a_function_has_for_an_attribute(self) -> None:
+        def spoil(model: onnx.ModelProto) -> None:
+            weight = node("Constant", [], ["c"])
+            weight.attribute.add(name="value", ref_attr_name="w", type=onnx.AttributeProto.TENSOR)
+            in_a_function(model, weight, node("Add", ["x", "c"], ["y"]))
+            sick = helper.make_attribute("w", initializer("w", np.full(Z, np.nan, np.float32)))
+            model.functions[0].attribute_proto.append(sick)
+
+        assert "attribute w of the function Move holds NaN (2 of 2)" in refusal(spoil)
+
+    @pytest.mark.parametrize("name", ["FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0"])
+    def test_every_byte_is_judged_as_onnx_judges_it(self, name: str) -> None:
+        kind = getattr(TensorProto, name, None)
+        if kind is None:
+            pytest.skip("this onnx does not know it")
+        for byte in range(256):
+            tensor = helper.make_tensor("w", kind, [1], bytes([byte]), raw=True)
+            (value,) = numpy_helper.to_array(tensor).astype(np.float32)
+            said = weights.not_finite(tensor, infinite_too=True)
+            wanted = "NaN (1 of 1)" if np.isnan(value) else "infinity (1 of 1)" if np.isinf(value) else None
+            assert said == wanted, byte
 
     def test_infinity_in_what_multiplies_but_not_in_a_bound(self) -> None:
         def spoil(model: onnx.ModelProto) -> None:

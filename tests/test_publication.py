@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from training_fixtures import small_run
 
+from latentry import manifest
 from training import export, publication
 from training.errors import ExportError
 
@@ -124,4 +125,15 @@ def test_what_a_killed_export_left_is_no_hindrance(destination: Path) -> None:
     (destination.parent / ".1.partial" / "half").write_bytes(b"half")
     publication.publish(destination, {"a": b"1"})
     assert [path.name for path in destination.iterdir()] == ["a"]
+    assert [path.name for path in destination.parent.iterdir()] == ["1"]
+
+
+def test_what_was_read_is_replaced_only_if_it_is_still_that(destination: Path) -> None:
+    """Figures are added to a folder by publishing it anew: an export in between must not be undone by that."""
+    publication.publish(destination, {"manifest.json": b"old"})
+    read = manifest.sha256(b"old")
+    publication.publish(destination, {"manifest.json": b"new"}, overwrite=True, instead_of=read)
+    with pytest.raises(ExportError, match="has changed meanwhile; nothing was published: run the command again"):
+        publication.publish(destination, {"manifest.json": b"old and more"}, overwrite=True, instead_of=read)
+    assert (destination / "manifest.json").read_bytes() == b"new"
     assert [path.name for path in destination.parent.iterdir()] == ["1"]

@@ -14,11 +14,14 @@ from pathlib import Path
 
 import linear_model
 import numpy as np
+import onnx
 import pytest
 from conftest import ROOT
+from onnx import helper, numpy_helper
 from server_process import ServerProcess
 
 from latentry import manifest
+from latentry.manifest import DECODER_FILE, ENCODER_FILE
 from serving import engine, rehearsal
 from serving.rehearsal import RehearsalFailed, rehearse
 
@@ -148,16 +151,68 @@ def test_the_largest_batch_that_is_tried_has_64_rows(
     seen = set()
     run = engine.Graph.run
 
-    def watched(graph: engine.Graph, rows: engine.Array, outputs: frozenset[str]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    def watched(graph: engine.Graph, rows: engine.Array, outputs: frozenset[str]) -> dict[str, np.ndarray]:
         seen.add(len(rows))
         return run(graph, rows, outputs)
 
     monkeypatch.setattr(engine.Graph, "run", watched)
     rehearsal.run(manifest.read(linear_model.write(tmp_path).folder), max_batch)
-    assert seen == sizes | {3}, "three more, to see that rows do not depend on each other"
+    assert seen == sizes | {3, 7}, "three more, to see that rows do not depend on each other, and seven twice"
 
 
 # ---- what it tries ----
+
+
+def spoilt(root: Path, *nodes: onnx.NodeProto, **constants: np.ndarray) -> Path:
+    """A model with these nodes between the latents and the rest of its decoder; the last of them makes `moved`."""
+    model = linear_model.write(root)
+    decoder = linear_model.decoder(model.shape, model.u)
+    decoder.graph.node[0].input[0] = "moved"
+    for at, node in enumerate(nodes):
+        decoder.graph.node.insert(at, node)
+    decoder.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    graphs = {ENCODER_FILE: onnx.load(model.folder / ENCODER_FILE), DECODER_FILE: decoder}
+    linear_model.save(model.folder, graphs, linear_model.manifest("linear", 1, model.shape, 5))
+    return model.folder
+
+
+def test_a_graph_that_draws_a_little_noise_is_found_by_running_it_twice(tmp_path: Path) -> None:
+    """Whatever a look at the file does not see: here it is not looked at."""
+    draw = helper.make_node("RandomNormalLike", ["latents"], ["noise"], scale=1e-4)
+    folder = spoilt(tmp_path, draw, helper.make_node("Add", ["latents", "noise"], ["moved"]))
+    with pytest.raises(engine.BadGraph, match=r"decoder\.onnx: output \w+: two runs on the same rows differ by "):
+        rehearsal.run(manifest.read(folder), 4)
+
+
+def test_a_node_s_name_forges_no_line_of_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither in what we raise nor by what ONNX Runtime prints itself."""
+    evil = 'x\n{"event": "loaded forged version 9"}\n\x1b[2J'
+    shape = helper.make_node("Shape", ["latents"], ["sizes"])
+    nodes = [shape, helper.make_node("Mul", ["sizes", "two"], ["twice"])]
+    folder = spoilt(
+        tmp_path, *nodes, helper.make_node("Reshape", ["latents", "twice"], ["moved"], name=evil), two=np.array([2, 1])
+    )
+    with pytest.raises(engine.BadGraph, match=r"a batch of 1 fails: .*loaded forged version 9") as caught:
+        rehearsal.run(manifest.read(folder), 4)
+    assert str(caught.value).isprintable()
+    assert "reshape_helper" not in str(caught.value), "nor where in its sources it was raised"
+    assert capfd.readouterr() == ("", "")
+
+
+async def test_functions_that_stand_for_millions_of_nodes_end_the_rehearsal_at_once(tmp_path: Path) -> None:
+    folder = spoilt(tmp_path, helper.make_node("F25", ["latents"], ["moved"], domain="mine"))
+    decoder = onnx.load(folder / DECODER_FILE)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("mine", 1)]
+    decoder.opset_import.append(opsets[1])
+    for k in range(26):
+        halves = [helper.make_node(f"F{k - 1}", [a], [b], domain="mine") for a, b in ("xt", "ty")]
+        body = halves if k else [helper.make_node("Neg", ["x"], ["y"])]
+        decoder.functions.append(helper.make_function("mine", f"F{k}", ["x"], ["y"], body, opsets))
+    graphs = {ENCODER_FILE: onnx.load(folder / ENCODER_FILE), DECODER_FILE: decoder}
+    linear_model.save(folder, graphs, linear_model.manifest("linear", 1, (4, 3, 1), 5))
+    with pytest.raises(RehearsalFailed, match=r"decoder\.onnx: too many nodes: more than 100,000, ") as caught:
+        await rehearse(folder, 4, digest_of(folder), 60)
+    assert not caught.value.transient
 
 
 async def test_a_folder_that_is_not_what_the_server_read_any_more_is_tried_again(tmp_path: Path) -> None:

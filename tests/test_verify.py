@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from training_fixtures import small_run
 from latentry import manifest as manifests
 from latentry import verify_command
 from latentry.manifest import DECODER_FILE, DENSITY_FILE, ENCODER_FILE, PRIOR_FILE, Manifest, Prior
+from latentry.verification import Check
 from serving import verification
-from serving.engine import BadGraph
+from serving.engine import BadGraph, Graph
 from training import export, publication, trained
 
 node, port = helper.make_node, helper.make_tensor_value_info
@@ -210,13 +212,13 @@ def test_outputs_that_are_not_finite_fail(model: LinearModel, capsys: pytest.Cap
     assert "output mean: not finite for an input of zeros" in failures(said)["finite", DECODER_FILE]
 
 
-class _Forgetful:
+class _Forgetful(Graph):
     """A graph whose outputs change from run to run, as no graph of plain operators on the CPU does."""
 
-    inputs: Mapping[str, Any] = {"latents": (np.float32, ("N", 5))}
-    outputs: Mapping[str, Any] = {"mean": (np.float32, ("N", 5))}
-
     def __init__(self, step: float) -> None:
+        self.inputs = {"latents": (np.float32, ("N", 5))}
+        self.outputs = {"mean": (np.float32, ("N", 5))}
+        self._input = "latents"
         self._step, self._runs = np.float32(step), 0
 
     def run(self, rows: Any, outputs: frozenset[str]) -> dict[str, Any]:
@@ -225,11 +227,47 @@ class _Forgetful:
 
 
 def test_runs_that_differ_fail() -> None:
-    graph: Any = _Forgetful(1e-3)
+    graph = _Forgetful(1e-3)
     with pytest.raises(BadGraph, match=r"output mean: two runs on the same rows differ by 0.001; wanted the same bits"):
-        verification._repeatable(graph)
-    same: Any = _Forgetful(0)
-    verification._repeatable(same)
+        graph.check_repeats()
+    _Forgetful(0).check_repeats()
+
+
+def test_rows_are_printed_as_checks_are_made(
+    model: LinearModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder may hang what tries it: then it is known which file, and in what."""
+    seen = []
+
+    def hangs(whole: manifests.ModelFolder) -> Iterator[Check]:
+        seen.append(capsys.readouterr().out)
+        yield Check("loads", ENCODER_FILE, "ok")
+        seen.append(capsys.readouterr().out)
+
+    monkeypatch.setattr(verification, "of_graphs", hangs)
+    verify(capsys, model.folder)
+    assert [len(each.splitlines()) for each in seen] == [3, 1]
+    assert seen[0].splitlines()[2].startswith("ONNX        encoder.onnx ")
+    assert seen[1].startswith("loads       encoder.onnx ")
+
+
+def test_names_of_a_graph_and_of_a_manifest_move_no_cursor(
+    model: LinearModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "e\x1b[2J\nvil"
+    encoder = linear_model.encoder(model.shape, model.w, model.v)
+    encoder.graph.output.append(port(evil, TensorProto.FLOAT, ["N", 5]))
+    encoder.graph.node.append(node("Neg", ["mean"], [evil]))
+    folder = save(model, {**pair(model), ENCODER_FILE: encoder})
+    path = folder / "manifest.json"
+    about = json.loads(path.read_text())
+    about["likelihood"]["name"] = "x\x1b[2J\ny"
+    path.write_text(json.dumps(about))
+    status, said = verify(capsys, folder)
+    assert status == 1
+    assert r"got mean, logvar, e\x1b[2J\nvil" in failures(said)["loads", ENCODER_FILE]
+    assert r"the manifest says x\x1b[2J\ny" in failures(said)["loads", DECODER_FILE]
+    assert all(line.isprintable() for line in said.splitlines())
 
 
 @pytest.mark.parametrize("flags", [["--data", "x"], ["--run", "nowhere"]])
@@ -271,7 +309,7 @@ def test_a_conditional_model_that_knows_too_few_classes_fails(
     status, said = verify(capsys, save(model, conditional(model, 4), classes=10))
     assert status == 1
     assert {what for _, what in failures(said)} == {"encoder.onnx, class 9", "decoder.onnx, class 9"}
-    assert "it does not run: " in failures(said)["rows apart", "encoder.onnx, class 9"]
+    assert "a batch of 3 fails: " in failures(said)["rows apart", "encoder.onnx, class 9"]
 
 
 # ---- other precisions ----

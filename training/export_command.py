@@ -21,9 +21,9 @@ examples:
   latentry export models/fashion/1 --to triton/fashion/1 --format triton
 
 Writes encoder.onnx, decoder.onnx, manifest.json, a model card and a preview, once ONNX Runtime agrees with torch on
-held-out images; otherwise nothing. Each --precision adds the two graphs again: int8 is for CPUs (about twice as fast,
-calibrated on training images), fp16 for GPUs, bf16 halves the files. Each is measured against fp32 and refused if it is
-too far from it; `latentry serve --precision` chooses.
+held-out images; otherwise nothing. Each --precision adds the two graphs again: int8 is for CPUs (decoders about twice
+as fast, calibrated on training images), fp16 for GPUs, bf16 halves the files. Each is measured against fp32 and refused
+if it is too far from it; `latentry serve --precision` chooses.
 
 --format triton writes a repository for NVIDIA's Triton Inference Server instead: triton/fashion_encoder/1, ...
 """

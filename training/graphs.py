@@ -30,6 +30,7 @@ from training.likelihood import Likelihood
 from training.model import VAE, Decoder, Encoder
 
 OPSET, IR_VERSION = 18, 8  # what the exporter speaks of itself; every ONNX Runtime since 1.15 reads it
+HALF_LATENT_LIMIT = 256.0  # far from any posterior; what a server lets through, up to 1e6, would overflow in half
 _MAX_BATCH = 1 << 20
 _EXAMPLES = 2  # a batch of one invites the exporter to take the batch size for a constant
 
@@ -70,6 +71,8 @@ class DecoderGraph(nn.Module):
         self.outputs = ("images", "mean", "parameters") if likelihood.needs_parameters else ("images", "mean")
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:
+        if self.dtype == torch.float16:
+            latents = latents.clamp(-HALF_LATENT_LIMIT, HALF_LATENT_LIMIT)
         output = self.decoder(latents.to(self.dtype), labels).float()
         mean = self.likelihood.mean(output).permute(0, 2, 3, 1)
         images = (mean * 255).round().to(torch.uint8)

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.errors import ExportError
 from training.importing import options
 from training.outcome import outcome
 
@@ -83,11 +84,16 @@ def _import(args: argparse.Namespace) -> None:
     said = _options(args)
     from training.importing import folder
 
-    imported = folder.publish(
-        args.encoder, args.decoder, args.to, said, data_path=args.data or "", overwrite=args.replace
-    )
+    try:
+        imported = folder.publish(
+            args.encoder, args.decoder, args.to, said, data_path=args.data or "", overwrite=args.replace
+        )
+    except MemoryError as error:
+        raise ExportError("not enough memory to compare the graphs on 33 images; nothing was published") from error
     for guess in imported.guesses:
         print(f"guessed: {guess}")
+    for output in imported.left_out:
+        print(f"left out: {output}")
     for note in imported.notes:
         print(f"note: {note}")
     manifest = imported.manifest

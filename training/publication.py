@@ -41,16 +41,22 @@ def destination(path: Path, *, overwrite: bool = False) -> tuple[Path, str, int]
         raise ExportError(f"{path}: wanted a path that ends in NAME/VERSION: {error}") from error
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise ExportError(f"{path}: got a link or a file, wanted a folder or nothing")
-    _recover(path)
+    if _retired(path).exists():
+        with _writing(path):
+            _recover(path)
     if path.exists() and not overwrite:
         raise ExportError(_taken(path))
     return path, name, version
 
 
-def publish(destination: Path, files: Mapping[str, bytes], *, overwrite: bool = False) -> None:
-    """Make `destination` hold exactly `files`; with `overwrite` in place of what is there.
+def publish(
+    destination: Path, files: Mapping[str, bytes], *, overwrite: bool = False, instead_of: str | None = None
+) -> None:
+    """Make `destination` hold exactly `files`; with `overwrite` in place of what is there, with `instead_of` only if its
+    manifest still has this SHA-256.
 
-    Raises `ExportError` if the disk says no, or if `destination` has come to be meanwhile; nothing changes then.
+    Raises `ExportError` if the disk says no, or if `destination` has come to be or has changed meanwhile; nothing
+    changes then.
     """
     if destination.is_symlink():
         raise ExportError(f"{destination}: got a link, wanted a folder or nothing; nothing was published")
@@ -58,6 +64,8 @@ def publish(destination: Path, files: Mapping[str, bytes], *, overwrite: bool = 
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         with _writing(destination), _sibling(destination) as partial:
+            if instead_of is not None:
+                _check_still(destination, instead_of)
             for name, data in files.items():
                 write_synced(partial / name, data)
             sync_folder(partial)
@@ -74,6 +82,12 @@ def publish(destination: Path, files: Mapping[str, bytes], *, overwrite: bool = 
         for folder in made:
             with contextlib.suppress(OSError):  # not empty, as it should be
                 folder.rmdir()
+
+
+def _check_still(destination: Path, digest: str) -> None:
+    manifest = destination / manifests.MANIFEST_FILE
+    if not manifest.is_file() or manifests.sha256(manifest.read_bytes()) != digest:
+        raise ExportError(f"{destination}: has changed meanwhile; nothing was published: run the command again")
 
 
 def _writing(destination: Path) -> contextlib.AbstractContextManager[None]:

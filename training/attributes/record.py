@@ -36,7 +36,7 @@ def record(folder: ModelFolder, found: Sequence[Attribute]) -> None:
         files[manifests.CARD_FILE] = with_section(files[manifests.CARD_FILE].decode("utf-8", "replace"), manifest)
     manifest = replace(manifest, files={name: sha256(data) for name, data in files.items()})
     files[manifests.MANIFEST_FILE] = manifest.to_json().encode()
-    publication.publish(folder.path, files, overwrite=True)
+    publication.publish(folder.path, files, overwrite=True, instead_of=now.digest)
 
 
 def figures(found: Sequence[Attribute]) -> dict[str, float]:

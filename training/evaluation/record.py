@@ -24,7 +24,8 @@ def record(folder: Path, measured: Manifest, about: Mapping[str, object], figure
     beside its own number of images. Raises `ManifestError` if the folder is damaged, and `ExportError` if it has become
     another model's or cannot be written; then it is as it was.
     """
-    before = manifests.read(folder).manifest
+    found = manifests.read(folder)
+    before = found.manifest
     for graph in (manifests.ENCODER_FILE, manifests.DECODER_FILE, manifests.PRIOR_FILE, manifests.DENSITY_FILE):
         if before.files.get(graph) != measured.files.get(graph):
             raise ExportError(f"{folder}: {graph} is another than was measured; nothing was recorded")
@@ -39,7 +40,7 @@ def record(folder: Path, measured: Manifest, about: Mapping[str, object], figure
         files[manifests.CARD_FILE] = card.with_section(text, _HEADING, _section(after, about)).encode()
         after = replace(after, files={**after.files, manifests.CARD_FILE: sha256(files[manifests.CARD_FILE])})
     files[manifests.MANIFEST_FILE] = after.to_json().encode()
-    publication.publish(folder.absolute(), files, overwrite=True)
+    publication.publish(folder.absolute(), files, overwrite=True, instead_of=found.digest)
 
 
 def _section(manifest: Manifest, about: Mapping[str, object]) -> str:

@@ -22,6 +22,9 @@ def freed(foreign: Foreign) -> tuple[ModelProto, list[str]]:
     model = ModelProto()
     model.CopyFrom(foreign.model)
     changed = [] if foreign.batch is None else _mend(model, foreign.port.name, foreign.batch)
+    for port in [*model.graph.input, *model.graph.output]:
+        for side in port.type.tensor_type.shape.dim[:1]:
+            side.dim_param = BATCH
     for each in graph.graphs(model.graph):
         del each.value_info[:]  # it may repeat the batch size; whoever runs the graph works it out again
     return model, changed
@@ -33,9 +36,14 @@ def _mend(model: ModelProto, port: str, batch: int) -> list[str]:
     shapes = _shapes(model)
     changed = []
     for node in body.node:
-        if node.op_type != "Reshape" or node.input[0] not in depends or node.input[1] not in constants:
+        if node.op_type != "Reshape" or len(node.input) != 2:
             continue
-        sides = _free_sides(node, graph.integers(constants[node.input[1]]), batch, shapes)
+        if node.input[0] not in depends or node.input[1] not in constants:
+            continue
+        try:
+            sides = _free_sides(node, graph.integers(constants[node.input[1]]), batch, shapes)
+        except (ValueError, TypeError, KeyError):  # a broken constant: ONNX Runtime says what is wrong with it
+            continue
         if sides is not None:
             name = f"{node.output[0]}/shape of any batch"
             body.initializer.append(numpy_helper.from_array(np.array(sides, np.int64), name))

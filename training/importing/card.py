@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from latentry.manifest import Manifest
+from latentry.onnx_parts import short
 from latentry.pictures import grid
+from latentry.printable import plain
 from training.importing.options import POINT, UNKNOWN
 from training.importing.parity import Pair
 from training.importing.plan import Plan
@@ -19,6 +22,7 @@ from training.importing.plan import Plan
 _COLUMNS, _ROWS = 8, 4  # of originals, each row above that of its reconstructions; samples fill as large a square
 _GAP = 16
 _SEED = 3
+_MOST_LEFT_OUT = 1000  # characters
 _LEAST_SIDE = 56  # pixels of an image, so that it can be seen
 
 
@@ -102,20 +106,32 @@ def _origins(imported: Mapping[str, Any]) -> str:
     for part in ("encoder", "decoder"):
         about = imported[part]
         for file, digest in about["files"].items():
-            rows += f"| {part} | `{file}` | {about['producer'] or 'unknown'}, opset {about['opset']} | `{digest}` |\n"
+            made_by = _plain(about["producer"]) or "unknown"
+            rows += f"| {part} | {_code(file)} | {made_by}, opset {about['opset']} | `{digest}` |\n"
     return rows
+
+
+def _plain(text: str, most: int = 100) -> str:
+    """A text of a foreign file that is no more than text in Markdown, in a table too."""
+    return re.sub(r"([^\w\s.,:;+/-])", r"\\\1", plain(text, most)).replace("_", r"\_")
+
+
+def _code(name: str) -> str:
+    """A name of a foreign file as code in Markdown, in a table too."""
+    return f"`{short(name).replace('`', chr(39)).replace('|', '/')}`"
 
 
 def _wrapping(plan: Plan) -> str:
     encoder, decoder, posterior = plan.encoder, plan.decoder, plan.posterior
-    spread = f" and `{posterior.spread}`" if posterior.spread not in (None, posterior.mean) else ""
+    spread = f" and {_code(posterior.spread)}" if posterior.spread not in (None, posterior.mean) else ""
     logits = ", of which a sigmoid is taken" if decoder.logits else ""
+    left_out = f"- Left out: {_plain('; '.join(plan.left_out), _MOST_LEFT_OUT)}.\n" if plan.left_out else ""
     return f"""\
-- The encoder takes `{encoder.name}` {list(encoder.item)}, {encoder.layout}, in {encoder.range.name}.
-- Its posterior is `{posterior.kind}`, from `{posterior.mean}`{spread}.
-- The decoder takes latents of {list(plan.latents)} and gives `{decoder.name}` {list(decoder.item)}, {decoder.layout}, \
-in {decoder.range.name}{logits}.
-"""
+- The encoder takes {_code(encoder.name)} {list(encoder.item)}, {encoder.layout}, in {encoder.range.name}.
+- Its posterior is `{posterior.kind}`, from {_code(posterior.mean)}{spread}.
+- The decoder takes latents of {list(plan.latents)} and gives {_code(decoder.name)} {list(decoder.item)}, \
+{decoder.layout}, in {decoder.range.name}{logits}.
+{left_out}"""
 
 
 def _figures(manifest: Manifest) -> str:
@@ -136,4 +152,7 @@ def _of_draws(plan: Plan) -> str:
             "Its encoder gives a point, no\nposterior: where nothing made its latents normal, draws from N(0, I) look "
             "like nothing."
         )
-    return "Samples are drawn from N(0, I);\na model that was trained with another prior draws others."
+    return (
+        "The prior that it was\ntrained with is not known: samples are drawn from N(0, I), and may look like nothing "
+        "if it was another."
+    )

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from latentry import graph_notes, onnx_file
 from latentry import manifest as manifests
 from latentry.manifest import Manifest, sha256
+from latentry.onnx_parts import short
+from latentry.printable import plain
 from training import data, publication
 from training.config import DataConfig
 from training.data import Dataset
@@ -33,15 +35,17 @@ from training.importing.plan import Plan
 
 _TO_COME = "0" * 64  # stands for a file's digest until the file is made
 _SEED = 5
+_MOST_LISTED = 100  # outputs that are left out: the manifest is bounded
 _DRAWN = 33  # images, where there are no real ones
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """The manifest that was published. `guesses` and `notes` are for whoever runs this to read."""
+    """The manifest that was published. `guesses`, `left_out` and `notes` are for whoever runs this to read."""
 
     manifest: Manifest
     guesses: tuple[str, ...]
+    left_out: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -88,7 +92,7 @@ def build(
     files[manifests.PREVIEW_FILE] = card.preview(pair, draft.latent_dim, real)
     whole = replace(draft, files={file: sha256(content) for file, content in files.items()})
     files[manifests.MANIFEST_FILE] = whole.to_json().encode()
-    return Imported(whole, settled.guesses, tuple(notes)), files
+    return Imported(whole, settled.guesses, settled.left_out, tuple(notes)), files
 
 
 def _graphs(encoder: Foreign, decoder: Foreign, settled: Plan, about: Manifest) -> tuple[dict[str, bytes], list[str]]:
@@ -107,9 +111,12 @@ def _graphs(encoder: Foreign, decoder: Foreign, settled: Plan, about: Manifest) 
         try:
             onnx.checker.check_model(content)
         except onnx.checker.ValidationError as error:
-            raise ExportError(f"{given.file}: not valid ONNX: {' '.join(str(error).split())[:300]}") from error
+            why = wrap.unprefixed(" ".join(str(error).split()))
+            raise ExportError(
+                f"{given.file}: not valid ONNX: {plain(why, 300).rstrip('.')}; export it again"
+            ) from error
         if given.batch is not None:
-            nodes = f": the shape in Reshape {', '.join(changed)}" if changed else ""
+            nodes = f": the shape in Reshape {', '.join(map(short, changed))}" if changed else ""
             notes.append(f"{given.file} was exported for a batch of {given.batch} alone; freed it{nodes}")
         files[file] = content
     return files, notes
@@ -163,6 +170,7 @@ def _provenance(
             "decoder": _origin(decoder),
             "options": options.said(),
             "guessed": list(settled.guesses),
+            **({"left_out": list(settled.left_out[:_MOST_LISTED])} if settled.left_out else {}),
         },
         "config": config,
         **on,
@@ -174,5 +182,5 @@ def _provenance(
 def _origin(given: Foreign) -> dict[str, Any]:
     model = onnx.ModelProto.FromString(given.as_given)
     opset = max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=0)
-    producer = f"{model.producer_name} {model.producer_version}".strip()
+    producer = short(f"{model.producer_name} {model.producer_version}".strip())
     return {"files": dict(given.digests), "producer": producer, "opset": opset}

@@ -19,11 +19,13 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from latentry import onnx_parts, onnx_runtime
 from latentry.manifest import sha256
+from latentry.onnx_parts import short
 from training.errors import ExportError
 from training.importing import external, graph
 
 OLDEST_OPSET = 13  # since then the operators that wrap a graph have had the inputs that they have
 _TARGET_OPSET = 18
+_MOST_LISTED = 12  # inputs that a message names
 _MAIN_DOMAINS = ("", "ai.onnx")
 
 Dims = tuple[int | None, ...]
@@ -31,7 +33,8 @@ Dims = tuple[int | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """An input or output: its name, its type in ONNX's numbers, and its shape, None where that is left open."""
+    """An input or output: its name, its type in ONNX's numbers, and its shape, None where that is left open. As a text
+    it is fit to print, whatever the name."""
 
     name: str
     kind: int
@@ -39,11 +42,13 @@ class Port:
 
     def __str__(self) -> str:
         sides = ", ".join("?" if side is None else str(side) for side in self.shape[1:])
-        return f"{self.name} {self.kind_name} [N{', ' if sides else ''}{sides}]"
+        return f"{short(self.name)} {self.kind_name} [N{', ' if sides else ''}{sides}]"
 
     @property
     def kind_name(self) -> str:
         """The type in words, as numpy has them."""
+        if self.kind not in TensorProto.DataType.values():
+            return f"type {self.kind}"
         name = TensorProto.DataType.Name(self.kind).lower()
         return {"float": "float32", "double": "float64"}.get(name, name)
 
@@ -51,7 +56,8 @@ class Port:
 @dataclass(frozen=True, slots=True)
 class Foreign:
     """`part` is `encoder` or `decoder`. `digests` has the SHA-256 of `file` and of the files beside it that hold its
-    weights. `as_given` is the graph as it came, but with its weights inside; `model` is the same made ready."""
+    weights. `as_given` is the graph as it came, but with its weights inside and tensors alone as outputs; `model` is
+    the same made ready. `others` are the outputs that are no tensors: their names, and what they are."""
 
     part: str
     file: str
@@ -60,6 +66,7 @@ class Foreign:
     model: ModelProto
     port: Port
     outputs: tuple[Port, ...]
+    others: Mapping[str, str]
 
     @property
     def batch(self) -> int | None:
@@ -85,9 +92,11 @@ def read(path: Path, part: str) -> Foreign:
     if (why := onnx_runtime.too_old_for(model)) is not None:
         raise ExportError(f"{path}: newer than the installed ONNX Runtime: {why}")
     digests = {path.name: sha256(data), **external.take_in(model, path, len(data))}
-    as_given = data if len(digests) == 1 else model.SerializeToString()
+    others = _tidy(model)
+    as_given = model.SerializeToString()
     model = _ready(model, path.name)
-    return Foreign(part, path.name, digests, as_given, model, _input(model, path), _outputs(model, path))
+    outputs = tuple(_port(each, path) for each in model.graph.output)
+    return Foreign(part, path.name, digests, as_given, model, _input(model, path), outputs, others)
 
 
 def _bytes(path: Path) -> bytes:
@@ -121,10 +130,25 @@ def _texts(message: Message) -> Iterator[object]:
                 yield from _texts(each)
 
 
+def _tidy(model: ModelProto) -> dict[str, str]:
+    """Leave sides open that no tensor can have, as some exporters write an open one; remove outputs that are no
+    tensors, and return what these are."""
+    for port in [*model.graph.input, *model.graph.output]:
+        for side in port.type.tensor_type.shape.dim if port.type.HasField("tensor_type") else ():
+            if side.HasField("dim_value") and side.dim_value <= 0:
+                side.ClearField("dim_value")
+    kinds = {port.name: port.type.WhichOneof("value") for port in model.graph.output}
+    kept = [port for port in model.graph.output if kinds[port.name] == "tensor_type"]
+    if kept:
+        del model.graph.output[:]
+        model.graph.output.extend(kept)
+    return {name: str(kind or "nothing").partition("_")[0] for name, kind in kinds.items() if kind != "tensor_type"}
+
+
 def _ready(given: ModelProto, file: str) -> ModelProto:
     """The graph without functions, notes or old operators."""
     model = ModelProto()
-    model.CopyFrom(onnx.inliner.inline_local_functions(given) if given.functions else given)
+    model.CopyFrom(_inlined(given, file) if given.functions else given)
     model.ClearField("training_info")
     _strip(model)
     used = {node.domain for node in graph.nodes(model.graph)} | {""}
@@ -137,10 +161,18 @@ def _ready(given: ModelProto, file: str) -> ModelProto:
         except Exception as error:  # it raises whatever its adapters do
             raise ExportError(
                 f"{file}: cannot be converted from opset {opsets['']} to {_TARGET_OPSET}: "
-                f"{str(error).splitlines()[0]}; export it again with opset {OLDEST_OPSET} or later"
+                f"{short(' '.join(str(error).split()))}; export it again with opset {OLDEST_OPSET} or later"
             ) from error
     model.ir_version = max(model.ir_version, helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True))
     return model
+
+
+def _inlined(model: ModelProto, file: str) -> ModelProto:
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except Exception as error:  # it raises what its checker and its converter do
+        why = short(" ".join(str(error).split()))
+        raise ExportError(f"{file}: its functions cannot become nodes: {why}; export it without functions") from error
 
 
 def _strip(model: ModelProto) -> None:
@@ -158,22 +190,21 @@ def _input(model: ModelProto, path: Path) -> Port:
     weights = {tensor.name for tensor in model.graph.initializer}
     ports = [_port(each, path) for each in model.graph.input if each.name not in weights]
     if len(ports) != 1:
+        got = ", ".join(short(port.name) for port in ports[:_MOST_LISTED]) or "none"
         raise ExportError(
-            f"{path}: inputs: got {', '.join(port.name for port in ports) or 'none'}, wanted one alone: export the "
-            "network with what else it takes (labels, noise, a time step) as constants"
+            f"{path}: inputs: got {got}, wanted one alone: export the network with what else it takes (labels, "
+            "noise, a time step) as constants"
         )
     if len(ports[0].shape) < 2:
-        raise ExportError(f"{path}: {ports[0].name}: got no shape, wanted one of two axes or more, the batch first")
+        raise ExportError(
+            f"{path}: {short(ports[0].name)}: got no shape, wanted one of two axes or more, the batch first"
+        )
     return ports[0]
-
-
-def _outputs(model: ModelProto, path: Path) -> tuple[Port, ...]:
-    return tuple(_port(each, path) for each in model.graph.output)
 
 
 def _port(value: ValueInfoProto, path: Path) -> Port:
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type"):
-        raise ExportError(f"{path}: {value.name}: got {value.type.WhichOneof('value')}, wanted a tensor")
+        raise ExportError(f"{path}: {short(value.name)}: got {value.type.WhichOneof('value')}, wanted a tensor")
     shape = tuple(side.dim_value if side.HasField("dim_value") else None for side in tensor.shape.dim)
     return Port(value.name, tensor.elem_type, shape)

@@ -79,7 +79,7 @@ def constants(graph: GraphProto) -> dict[str, TensorProto]:
     """The tensors of a graph by the names under which its nodes take them."""
     found = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+        if node.op_type == "Constant" and node.output and node.attribute and node.attribute[0].name == "value":
             found[node.output[0]] = node.attribute[0].t
     return found
 

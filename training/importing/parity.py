@@ -66,6 +66,7 @@ class Originals:
 
     def __init__(self, encoder: Foreign, decoder: Foreign, plan: Plan) -> None:
         self._plan, self._batches = plan, (encoder.batch, decoder.batch)
+        self._files = encoder.file, decoder.file
         self._kind = NUMPY[decoder.port.kind]
         self._encoder = Session(encoder.as_given, encoder.file)
         self._decoder = Session(decoder.as_given, decoder.file)
@@ -75,13 +76,16 @@ class Originals:
         """uint8 (N, H, W, C) -> mean and logvar, each (N, Z)."""
         plan = self._plan
         given = plan.encoder.given(images)
-        return list(plan.posterior.moments(_in_batches(self._encoder, given, self._batches[0], plan.posterior.outputs)))
+        outputs = _in_batches(self._encoder, given, self._batches[0], plan.posterior.outputs)
+        _check_finite(self._files[0], outputs, "these images")
+        return list(plan.posterior.moments(outputs))
 
     def decode(self, latents: NDArray[np.float32]) -> list[Array]:
         """(N, Z) -> images and their mean, each (N, H, W, C)."""
         plan = self._plan
         given = latents.reshape(len(latents), *plan.latents).astype(self._kind)
         (output,) = _in_batches(self._decoder, given, self._batches[1], [plan.decoder.name])
+        _check_finite(self._files[1], [output], "the encoder's means or for draws of N(0, I)")
         mean = plan.decoder.means(output)
         self.furthest = max(self.furthest, float(-mean.min()), float(mean.max()) - 1)
         mean = np.clip(mean, 0, 1)
@@ -130,11 +134,16 @@ def _in_batches(session: Session, given: Array, size: int | None, outputs: Seque
     return [np.concatenate(each)[: len(given)] for each in zip(*parts, strict=True)]
 
 
+def _check_finite(file: str, outputs: Sequence[Array], given: str) -> None:
+    if not all(np.isfinite(output).all() for output in outputs):
+        raise ExportError(f"{file}: gives NaN or infinity for {given}, as it was before it was wrapped: wanted numbers")
+
+
 def _tried(foreign: Foreign, run: Callable[[Any], list[Array]], rows: Array) -> list[Array]:
     try:
         return run(rows)
     except NodeFailed as failed:
-        name = failed.name.removeprefix("foreign/")
+        name = failed.name.removeprefix("foreign/")  # as wrap calls it
         raise ExportError(
             f"{foreign.file}: {failed.operator} (node {name}) fails at a batch of {len(rows)}: the graph holds the "
             "batch size that it was exported with; export it again with a free one (dynamic_shapes or dynamic_axes of "

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from onnx import TensorProto
 
+from latentry.onnx_parts import called, short
 from training.errors import ConfigError
-from training.importing import images
+from training.importing import graph, images
 from training.importing.foreign import Foreign, Port
 from training.importing.images import Range
-from training.importing.options import LEVELS, LOGITS, MEAN, NORMALISED, SIGNED, UNIT, Options
+from training.importing.options import LEVELS, LOGITS, MEAN, NORMALISED, RANGES, SIGNED, UNIT, Options
 
 _PASSED_ON = {"Reshape", "Transpose", "Cast", "Identity", "Flatten", "Squeeze", "Unsqueeze"}  # a range outlives them
 _ENDS = {"Sigmoid": UNIT, "Tanh": SIGNED}
+_SCALES = {"Add", "Sub", "Mul", "Div"}
+_PARTS = {"Slice", "Split", "Gather", "Pad", "Resize"}  # as of one channel
 
 
 def of_decoder(options: Options, decoder: Foreign, output: Port, channels: int, say: list[str]) -> tuple[Range, bool]:
@@ -39,7 +42,9 @@ def _is_logits(options: Options, output: Port, ends: str | None, file: str) -> b
         return False
     if output.kind == TensorProto.UINT8 or ends is not None:
         what = "uint8" if output.kind == TensorProto.UINT8 else f"in {ends} already"
-        raise ConfigError(f"--decoder-output: got {LOGITS}, but {file} gives {output.name} {what}: wanted {MEAN}")
+        raise ConfigError(
+            f"--decoder-output: got {LOGITS}, but {file} gives {short(output.name)} {what}: wanted {MEAN}"
+        )
     if options.decoder_range not in (None, UNIT):
         raise ConfigError(f"--decoder-range: got {options.decoder_range} for logits, wanted none: they become {UNIT}")
     return True
@@ -52,13 +57,11 @@ def _decoder_range(options: Options, output: Port, ends: str | None, file: str, 
             raise ConfigError(f"--decoder-range: got {said}, but {file} gives {output}: wanted {LEVELS}")
         say.append(f"decoder's range {LEVELS}, from {output}") if said is None else None
         return images.KNOWN[LEVELS]
-    if said is None and ends is not None:
-        if options.range not in (None, ends, LEVELS):
-            raise ConfigError(
-                f"--decoder-range: --range says {options.range}, but {file} ends in a function that gives {ends}: "
-                "wanted --decoder-range too, to say which it is"
-            )
-        say.append(f"decoder's range {ends}, from the function that {output.name} comes out of")
+    if ends is not None:
+        _check_end(options, ends, file)
+        say.append(
+            f"decoder's range {ends}, from the function that {short(output.name)} comes out of"
+        ) if not said else None
         return images.KNOWN[ends]
     said = said or options.range
     if said is None:
@@ -69,8 +72,28 @@ def _decoder_range(options: Options, output: Port, ends: str | None, file: str, 
     return _range("--decoder-range", said, options, channels)
 
 
+def _check_end(options: Options, ends: str, file: str) -> None:
+    """Raises `ConfigError` if the decoder's last function gives another range than is said."""
+    what = f"{file} ends in a function that gives {ends}"
+    if options.decoder_range not in (None, ends):
+        raise ConfigError(f"--decoder-range: got {options.decoder_range}, but {what}: wanted {ends}")
+    if options.decoder_range is None and options.range not in (None, ends, LEVELS):
+        raise ConfigError(
+            f"--decoder-range: --range says {options.range}, but {what}: wanted --decoder-range={ends} too, if the two "
+            "differ"
+        )
+
+
 def of_encoder(options: Options, encoder: Foreign, decoder_range: Range, channels: int, say: list[str]) -> Range:
-    if encoder.port.kind == TensorProto.UINT8:
+    """The range of what the encoder takes; raises as `of_decoder` does."""
+    levels = encoder.port.kind == TensorProto.UINT8
+    by_default = options.range is None and not levels
+    if (options.mean or options.std) and NORMALISED not in (options.range, options.decoder_range) and not by_default:
+        if levels:
+            raise ConfigError(f"--mean, --std: got them, but {encoder.file} takes {encoder.port}: wanted neither")
+        said = f"--range says {options.range}"
+        raise ConfigError(f"--mean, --std: got them, but {said}: wanted neither, or --range {NORMALISED}")
+    if levels:
         if options.range not in (None, LEVELS):
             raise ConfigError(f"--range: got {options.range}, but {encoder.file} takes {encoder.port}: wanted {LEVELS}")
         say.append(f"encoder's range {LEVELS}, from {encoder.port}") if options.range is None else None
@@ -81,8 +104,26 @@ def of_encoder(options: Options, encoder: Foreign, decoder_range: Range, channel
         return _range("--range", NORMALISED, options, channels)
     if decoder_range.name == LEVELS:
         raise ConfigError(f"--range: {encoder.file} takes {encoder.port}: wanted {UNIT}, {SIGNED}, {LEVELS}")
+    if (scaling := _scaling(encoder)) is not None:
+        raise ConfigError(
+            f"--range: {encoder.file} scales what it takes by itself, in {scaling}: wanted {' or '.join(RANGES)}, what "
+            "it takes before that"
+        )
     say.append(f"encoder's range {decoder_range.name}, as the decoder's")
     return decoder_range
+
+
+def _scaling(encoder: Foreign) -> str | None:
+    """The node by which an encoder scales its input before all else, None if it does not."""
+    body = encoder.model.graph
+    depends, plain = graph.reached(body, [encoder.port.name]), {encoder.port.name}
+    for node in body.node:
+        if node.domain == "" and node.input and plain & set(node.input):
+            if node.op_type in _SCALES and not depends.issuperset(node.input):
+                return called(node)
+            if node.op_type in _PASSED_ON | _PARTS and node.input[0] in plain:
+                plain |= set(node.output)
+    return None
 
 
 def _range(flag: str, name: str, options: Options, channels: int) -> Range:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is loaded, and else reports home
 import onnxruntime
 
+from latentry.printable import plain
 from training.errors import ExportError
 
 VERSION: str = onnxruntime.__version__
@@ -54,10 +55,10 @@ class Session:
         except Exception as error:
             found = _NODE.search(str(error))
             operator, name = found.groups() if found else ("the graph", "")
-            raise NodeFailed(operator, name, _line(error)) from error
+            raise NodeFailed(operator, plain(name, 100), _line(error)) from error
         return [np.asarray(result) for result in results]
 
 
 def _line(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    return text.rpartition(" was false. ")[2][:300]  # before it stands where in its sources, and what was not so
+    return plain(text.rpartition(" was false. ")[2], 300)  # before it stands where in its sources, and what was not so

@@ -15,6 +15,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from latentry import graph_notes, onnx_file
+from latentry.onnx_parts import short
 from training.importing import batch, graph
 from training.importing.foreign import Foreign
 from training.importing.images import CHANNELS_FIRST, ImagePort
@@ -24,6 +25,11 @@ from training.importing.posterior import LEAST_SPREAD, POINT_LOGVAR, Posterior
 
 _PREFIX, _OURS = "foreign/", "latentry/"
 _FLOAT, _UINT8, _DOUBLE = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.DOUBLE
+
+
+def unprefixed(text: str) -> str:
+    """A message about a wrapped graph, with the names that the foreign file has."""
+    return text.replace(_PREFIX, "")
 
 
 class _Nodes:
@@ -194,6 +200,6 @@ def _file(
     body: GraphProto = helper.make_graph(nodes.nodes, "latentry", list(inputs), list(outputs), weights)
     body.sparse_initializer.extend(model.graph.sparse_initializer)
     whole = helper.make_model(body, opset_imports=model.opset_import, ir_version=model.ir_version)
-    whole.producer_name, whole.producer_version = model.producer_name, model.producer_version
+    whole.producer_name, whole.producer_version = short(model.producer_name), short(model.producer_version)
     graph_notes.describe(whole, metadata)
     return whole.SerializeToString(deterministic=True)

@@ -44,15 +44,12 @@ TOLERANCES = {
 }
 
 
-def measure(
-    about: Manifest, fp32: Mapping[str, bytes], variant: Mapping[str, bytes], images: Images
-) -> dict[str, float]:
-    """How far `variant` is from `fp32`, each encoder and decoder (and prior and density, if there are any) by file
-    name, on `images`: the figures of `Manifest.variants`."""
+def measure(about: Manifest, fp32: Graphs, variant: Graphs, images: Images) -> dict[str, float]:
+    """How far `variant` is from `fp32` on `images`: the figures of `Manifest.variants`."""
     images = images.spread(MEASURED_ON)
     observed = seen_by(about.likelihood.name, images.pixels)
     labels = images.labels if about.classes else None
-    both = [Graphs(about, {**fp32, **files}, "cpu") for files in (fp32, variant)]
+    both = [fp32, variant]
     posteriors = [graphs.encode(observed, labels) for graphs in both]
     latents = posteriors[0][0]
     means = [graphs.means(latents, labels) for graphs in both]
