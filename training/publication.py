@@ -52,8 +52,8 @@ def destination(path: Path, *, overwrite: bool = False) -> tuple[Path, str, int]
 def publish(
     destination: Path, files: Mapping[str, bytes], *, overwrite: bool = False, instead_of: str | None = None
 ) -> None:
-    """Make `destination` hold exactly `files`; with `overwrite` in place of what is there, with `instead_of` only if its
-    manifest still has this SHA-256.
+    """Make `destination` hold exactly `files`; with `overwrite` in place of what is there. With `instead_of` only if
+    the manifest there has this SHA-256.
 
     Raises `ExportError` if the disk says no, or if `destination` has come to be or has changed meanwhile; nothing
     changes then.
