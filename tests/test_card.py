@@ -21,7 +21,8 @@ from training.images import Images, digest
 from training.prior import FittedPrior
 from training.trained import Trained
 
-FASHION = manifest.read(manifest.embedded_models() / "fashion" / "1").manifest
+SHIPPED = manifest.read(manifest.embedded_models() / "fashion" / "1").manifest
+FASHION = replace(SHIPPED, variants={})
 
 
 def with_kind(kind: str, about: Manifest = FASHION) -> Manifest:

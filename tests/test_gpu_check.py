@@ -29,10 +29,12 @@ def run(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
 def test_every_model_is_checked_and_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "--device", "cpu") == 0
     said = capsys.readouterr().out
-    assert said.count(": ok") == 4 + 5, "encoder and decoder of both, and a prior"
+    assert said.count(": ok") == 3 * 4 + 5, "encoder and decoder of each precision, and a prior"
     timed = [line.split() for line in said.splitlines() if line.split()[:1] in (["1"], ["4"], ["80"])]
-    assert len(timed) == 12
-    assert all(float(figure.replace(",", "")) > 0 for line in timed for figure in line[1:]), "torch among them"
+    assert len(timed) == 3 * 2 * 4, "three buckets of two graphs"
+    figures = [[float(figure.replace(",", "")) for figure in line[1:]] for line in timed]
+    assert all(figure > 0 for line in figures for figure in line[:2])
+    assert sum(line[2] > 0 for line in figures) == 3 * 2 * 2, "torch beside fp32"
 
 
 def test_every_precision_is_checked_and_timed(

@@ -68,7 +68,10 @@ def assert_true_of(notes: Mapping[str, str], graph: onnxruntime.InferenceSession
 )
 def test_the_notes_name_every_input_and_output_of_the_shipped_graphs(path: Path) -> None:
     about = manifest.read(path.parent).manifest
-    assert_true_of(graph_notes.notes(about, path.stem), session(path))
+    graph, _, precision = path.stem.partition(".")
+    notes = graph_notes.metadata(about, graph, precision or "fp32")
+    assert session(path).get_modelmeta().custom_metadata_map == notes
+    assert_true_of(notes, session(path))
 
 
 @pytest.fixture(scope="module")
