@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the serving image with buildah and calls it from inside: it runs as another user than root, has neither torch
-# nor a compiler nor training code, says when it is healthy, answers Sample, and ends with status 0 on SIGTERM.
+# nor a compiler nor training code, verifies its model, says when it is healthy, answers Sample, and ends with status 0 on SIGTERM.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export STORAGE_DRIVER=${STORAGE_DRIVER:-vfs}
@@ -17,10 +17,13 @@ trap 'buildah rm "$container" >/dev/null' EXIT
 buildah run "${options[@]}" "$container" -- bash -euc '
   test "$(id -u)" = 10001
   ! command -v gcc cc >/dev/null
-  for package in torch training onnx; do
+  for package in torch training onnxscript; do
     ! python -c "import $package" 2>/dev/null || { echo "$package is in the image"; exit 1; }
   done
   cd /tmp
+  model=$(python -c "from latentry.manifest import embedded_models as models; print(models() / \"fashion\" / \"1\")")
+  latentry verify "$model" >verified || { cat verified; exit 1; }
+  latentry inspect "$model" >/dev/null
   "$@" --host 127.0.0.1 --port 0 --metrics-port 0 2>serve.log &
   server=$!
   for _ in $(seq 100); do
