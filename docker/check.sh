@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the serving image with buildah and calls it from inside: it runs as another user than root, has neither torch
-# nor a compiler nor training code, verifies its model, says when it is healthy, answers Sample, and ends with status 0 on SIGTERM.
+# nor a compiler nor training code, verifies its model, says when it is healthy, answers Sample, and ends with status 0
+# on SIGTERM.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export STORAGE_DRIVER=${STORAGE_DRIVER:-vfs}
