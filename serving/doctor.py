@@ -107,12 +107,12 @@ def _models(settings: Settings) -> Iterator[Finding]:
 
 def _provider(settings: Settings) -> str:
     """Where models are to run; of a device that cannot be used more is said elsewhere."""
+    cache = settings.tensorrt_cache
     try:
-        return devices.choose(settings.device, engine.why_not, threads=1, tensorrt_cache=settings.tensorrt_cache)[
-            0
-        ].provider
+        chosen = devices.choose(settings.device, engine.why_not, threads=1, tensorrt_cache=cache)
     except NoDevice:
-        return devices.CUDA if settings.tensorrt_cache is None else devices.TENSORRT
+        return devices.CUDA if cache is None else devices.TENSORRT
+    return chosen[0].provider
 
 
 def _model(folder: Path, wanted: str, provider: str) -> tuple[Finding, int]:

@@ -48,7 +48,7 @@ def of_graphs(folder: ModelFolder) -> Iterator[Check]:
     for part in _parts(folder.manifest):
         what = f"{part.what}, class {part.label}" if part.label is not None else part.what
         yield attempt("loads", what, partial(_load, folder, part, loaded))
-        for check, run in (("finite", _finite), ("rows apart", _rows), ("repeatable", _repeatable)):
+        for check, run in (("finite", _finite), ("rows apart", Graph.check_rows), ("repeatable", Graph.check_repeats)):
             work = partial(run, loaded[part]) if part in loaded else partial(_skip, "it is not loaded")
             yield attempt(check, what, work)
     yield from _variants(folder.manifest, loaded)
@@ -84,24 +84,16 @@ def _finite(graph: Graph) -> str:
     return f"batches of {' and '.join(map(str, _BATCHES))}, of the declared shapes"
 
 
-def _rows(graph: Graph) -> None:
-    graph.check_rows()
-
-
-def _repeatable(graph: Graph) -> None:
-    graph.check_repeats()
-
-
 def _variants(about: Manifest, loaded: Mapping[_Part, Graph]) -> Iterator[Check]:
+    label = 0 if about.classes else None
     for precision in about.precisions[1:]:
-        for label in [0] if about.classes else [None]:
-            parts = [_Part(kind, each, label) for each in (FP32, precision) for kind in ("encoder", "decoder")]
-            graphs = [loaded[part] for part in parts if part in loaded]
-            what = f"{precision} against {FP32}"
-            if len(graphs) < len(parts):
-                yield Check("as close", what, "skipped", "not all four graphs are loaded")
-            else:
-                yield attempt("as close", what, partial(_close, about, precision, *graphs))
+        parts = [_Part(kind, each, label) for each in (FP32, precision) for kind in ("encoder", "decoder")]
+        graphs = [loaded[part] for part in parts if part in loaded]
+        what = f"{precision} against {FP32}"
+        if len(graphs) < len(parts):
+            yield Check("as close", what, "skipped", "not all four graphs are loaded")
+        else:
+            yield attempt("as close", what, partial(_close, about, precision, *graphs))
 
 
 def _close(

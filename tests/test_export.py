@@ -18,7 +18,7 @@ from PIL import Image
 from training_fixtures import fashion_images, small_run
 
 from latentry import graph_notes, manifest
-from training import checkpoint, config_file, export, graphs, parity, publication, state, trained
+from training import checkpoint, config_file, differences, export, graphs, parity, publication, state, trained
 from training.data import Dataset
 from training.errors import ExportError
 from training.evaluate import encoded_moments, evaluate
@@ -183,7 +183,7 @@ class TestGate:
     def test_nan_is_refused(self) -> None:
         nan = np.array([np.nan], np.float32)
         with pytest.raises(ExportError, match="got inf"):
-            parity._within_tolerance(parity.Parity(parity._relative(nan, nan), 0.0, 0))
+            parity._within_tolerance(parity.Parity(differences.relative(nan, nan), 0.0, 0))
 
     def test_outside_tolerance_nothing_is_published(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(parity, "ENCODER_TOLERANCE", 0.0)

@@ -17,6 +17,7 @@ from training.graphs import HALF_LATENT_LIMIT
 from training.model import VAE
 from training.networks.conv import Upsample
 from training.precision import fp32, variants
+from training.precision.variants import Exported
 from training.trained import Trained
 
 ABOUT = Manifest(
@@ -28,7 +29,7 @@ def made(vae: VAE) -> dict[str, bytes]:
     encoder, decoder = graphs.wrapped(vae)
     files = fp32.graph_files(encoder, decoder, None, ABOUT)
     source = Trained(Config(), dataset(0), vae, 0)
-    return variants.made(source, encoder, decoder, ABOUT, files, ["fp16"])["fp16"][0]
+    return variants.made(Exported(source, encoder, decoder, ABOUT, files), ["fp16"])["fp16"][0]
 
 
 def run(decoder: bytes, latents: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from training.data import Dataset
 from training.graphs import EncoderGraph
 from training.images import Images
 from training.precision import fp32, variant, variants
+from training.precision.variants import Exported
 from training.trained import Trained
 
 PRECISIONS = ("fp16", "bf16", "int8")
@@ -80,7 +81,8 @@ def test_every_model_is_exported_in_every_precision(model: tuple[str, str, int])
     )
     files = fp32.graph_files(encoder, decoder, None, about)
     parity.measure(files["encoder.onnx"], files["decoder.onnx"], encoder, decoder, source.dataset.test.pixels)
-    made = variants.made(source, encoder, decoder, about, files, PRECISIONS)  # raises if one is outside its tolerance
+    model = Exported(source, encoder, decoder, about, files)
+    made = variants.made(model, PRECISIONS)  # raises if one is outside its tolerance
     assert list(made) == list(PRECISIONS)
     for precision, (graph_files, figures) in made.items():
         assert set(graph_files) == {graph_file("encoder", precision), graph_file("decoder", precision)}

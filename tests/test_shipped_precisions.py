@@ -18,6 +18,7 @@ from training.evaluation.graphs import Graphs
 from training.images import Images
 from training.precision import bfloat16, int8, variant, variants
 from training.precision.float16 import HalfGraphs
+from training.precision.variant import Reference
 
 FASHION = manifests.read(ROOT / "models" / "fashion" / "1")
 MNIST = manifests.read(ROOT / "models" / "mnist-binary" / "1")
@@ -35,7 +36,7 @@ def mnist(part: str, n: int) -> Images:
 
 def measure(folder: ModelFolder, made: Mapping[str, bytes], images: Images) -> dict[str, float]:
     about, files = folder.manifest, {**folder.graphs, **{FP32[part]: data for part, data in made.items()}}
-    return variant.measure(about, Graphs(about, folder.graphs, "cpu"), Graphs(about, files, "cpu"), images)
+    return Reference(about, Graphs(about, folder.graphs, "cpu"), images).measure(Graphs(about, files, "cpu"))
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -45,7 +46,7 @@ def test_the_shipped_precisions_are_as_close_as_the_manifest_says(precision: str
     if precision == "fp16":  # in float32, as ONNX Runtime computes it here, it is closer; the manifest has it in half
         variant.check(precision, got, 784)
         half = HalfGraphs(FASHION.manifest, FASHION.graphs, *torch_weights.graphs_of(FASHION))
-        got = variant.measure(FASHION.manifest, Graphs(FASHION.manifest, FASHION.graphs, "cpu"), half, fashion())
+        got = Reference(FASHION.manifest, Graphs(FASHION.manifest, FASHION.graphs, "cpu"), fashion()).measure(half)
     variant.check(precision, got, 784)
     assert set(got) == set(said)
     for name in ("psnr_db", "psnr_db_lost", "elbo_change"):  # other processors round otherwise

@@ -6,13 +6,13 @@ model and images give the same figures.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from training import batches
+from training.differences import decibels
 from training.images import Images
 from training.loss import kl_to_standard_normal, log_normal
 from training.model import VAE, reparameterize
@@ -53,7 +53,7 @@ def evaluate(model: VAE, images: Images) -> Evaluation:
         squared_error += (decoded - x).double().square().sum().item()
         means.append(mean)
     n = len(images)
-    psnr = -10 * math.log10(max(squared_error / images.pixels.size, 1e-12))
+    psnr = decibels(squared_error / images.pixels.size)
     active = int((torch.cat(means).var(0, correction=0) > _ACTIVE_ABOVE).sum())
     return Evaluation((reconstruction - kl) / n, reconstruction / n, kl / n, psnr, active, n)
 

@@ -16,6 +16,7 @@ from training import card, graphs, parity, prior_graphs, publication, trained
 from training.errors import ExportError
 from training.evaluate import encoded_moments, evaluate
 from training.precision import fp32, variants
+from training.precision.variants import Exported
 from training.prior_graphs import PriorGraphs
 from training.provenance import provenance
 from training.trained import Trained
@@ -59,7 +60,7 @@ def build(
     ).figures()
     if density is not None:
         measured.update(prior_graphs.measure(density, files))
-    others = variants.made(source, encoder, decoder, draft, files, precisions)
+    others = variants.made(Exported(source, encoder, decoder, draft, files), precisions)
     for made, _ in others.values():
         files.update(made)
     for file, data in files.items():

@@ -20,6 +20,7 @@ import onnxruntime
 
 from latentry import onnx_file
 from latentry.onnx_parts import OnnxError, parse
+from training import differences
 from training.errors import ExportError
 from training.graphs import DecoderGraph, EncoderGraph
 
@@ -95,12 +96,14 @@ def measure(
         batch = np.resize(images, (n, *images.shape[1:]))
         labels = {"labels": np.arange(n) % torch_encoder.classes} if torch_encoder.classes else {}
         got, wanted = _both(encoder_session, torch_encoder, {"images": batch, **labels})
-        relative = max(relative, *(_relative(a, b) for a, b in zip(got, wanted, strict=True)))
+        relative = max(relative, *(differences.relative(a, b) for a, b in zip(got, wanted, strict=True)))
         for latents in (wanted[0], normal.standard_normal(wanted[0].shape, np.float32)):
             got, wanted = _both(decoder_session, torch_decoder, {"latents": latents, **labels})
-            levels = max(levels, int(_largest(got[0], wanted[0])))
-            difference = max(difference, _largest(got[1], wanted[1]))
-            parameters = max(parameters, *(_relative(a, b) for a, b in zip(got[2:], wanted[2:], strict=True)), 0.0)
+            levels = max(levels, int(differences.largest(got[0], wanted[0])))
+            difference = max(difference, differences.largest(got[1], wanted[1]))
+            parameters = max(
+                parameters, *(differences.relative(a, b) for a, b in zip(got[2:], wanted[2:], strict=True)), 0.0
+            )
     needs_parameters = len(torch_decoder.outputs) > 2
     return _within_tolerance(Parity(relative, difference, levels, parameters if needs_parameters else None))
 
@@ -121,7 +124,7 @@ def measure_prior(
     latents: _Arrays = []
     for n in BATCHES:
         got, wanted = _both(prior_session, torch_prior, {"noise": normal.standard_normal((n, noise_dim), np.float32)})
-        relative = max(relative, _relative(got[0], wanted[0]))
+        relative = max(relative, differences.relative(got[0], wanted[0]))
         latents += [wanted[0], normal.standard_normal(wanted[0].shape, np.float32)]
     _check("prior: relative difference of the latents", relative, PRIOR_TOLERANCE)
     if density is None or torch_density is None:
@@ -130,7 +133,7 @@ def measure_prior(
     difference = 0.0
     for z in latents:
         got, wanted = _both(density_session, torch_density, {"latents": z})
-        difference = max(difference, _relative(got[0], wanted[0]))
+        difference = max(difference, differences.relative(got[0], wanted[0]))
     _check("density: relative difference of log p(z)", difference, PRIOR_TOLERANCE)
     return PriorParity(relative, difference)
 
@@ -167,16 +170,3 @@ def _both(
             f"ONNX Runtime and torch disagree: shapes of the outputs: got {shapes[0]}, wanted {shapes[1]}"
         )
     return got, wanted
-
-
-def _largest(got: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
-    return _nan_is_infinite(np.abs(got.astype(np.float64) - wanted.astype(np.float64)).max())
-
-
-def _relative(got: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
-    return _nan_is_infinite((np.abs(got.astype(np.float64) - wanted) / (1 + np.abs(wanted))).max())
-
-
-def _nan_is_infinite(value: float) -> float:
-    """max() may lose a NaN; it never loses an infinity."""
-    return float("inf") if np.isnan(value) else float(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,21 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training import perceptual
+from training.differences import decibels
 from training.errors import RunError
 from training.evaluation import distances
 from training.evaluation.features import Features
 from training.evaluation.graphs import Graphs
 
-_LEAST_ERROR = 1e-12  # a perfect reconstruction has 120 dB rather than infinitely many
 _BLOCK = 256
 _ROUNDING = 1e-3
 
 Pixels = NDArray[np.uint8]
-
-
-def decibels(mean_squared_error: float) -> float:
-    """Peak signal-to-noise ratio of pixel values in [0, 1]."""
-    return -10 * math.log10(max(mean_squared_error, _LEAST_ERROR))
 
 
 def reconstruction(graphs: Graphs, pixels: Pixels, mean: Tensor, labels: NDArray[np.int64] | None) -> dict[str, float]:

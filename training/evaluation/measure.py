@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from training import binarise
+from training.differences import decibels
 from training.errors import ConfigError, RunError
 from training.evaluation import baselines, bound, distances, features, images, latents
 from training.evaluation.bound import Prior, Scored
@@ -243,9 +244,9 @@ def _baselines(subject: Subject) -> Section:
         title,
         {
             "pca_mean_squared_error": pca,
-            "pca_psnr_db": images.decibels(pca),
+            "pca_psnr_db": decibels(pca),
             "linear_autoencoder_mean_squared_error": linear,
-            "linear_autoencoder_psnr_db": images.decibels(linear),
+            "linear_autoencoder_psnr_db": decibels(linear),
         },
         notes=["of the images as they are, grey where the model was shown black and white"] if subject.how else [],
     )

@@ -100,7 +100,7 @@ def _graphs(encoder: Foreign, decoder: Foreign, settled: Plan, about: Manifest) 
 
     Raises `ManifestError` or `ExportError` if one is not fit for a model folder.
     """
-    said = {part: {**about.graph_metadata(part), **graph_notes.notes(about, part)} for part in ("encoder", "decoder")}
+    said = {part: graph_notes.metadata(about, part) for part in ("encoder", "decoder")}
     wrapped = {
         manifests.ENCODER_FILE: (encoder, wrap.encoder(encoder, settled, said["encoder"])),
         manifests.DECODER_FILE: (decoder, wrap.decoder(decoder, settled, said["decoder"])),

@@ -5,7 +5,6 @@ Without torch; the ELBO and all that wants a likelihood are `latentry evaluate`'
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from latentry.manifest import AggregatePosterior
 from training.data import Dataset
+from training.differences import decibels
 from training.errors import ExportError
 from training.importing.parity import Pair
 
@@ -61,13 +61,9 @@ def measure(pair: Pair, dataset: Dataset) -> Measured:
         error += float(np.square(pair.decode(pair.encode(images)[0])[1] - x).sum())
         plain += float(np.square(average - x).sum())
     moments = AggregatePosterior(tuple(mean.tolist()), tuple(variance.tolist()))
-    return Measured(moments, _psnr(error / test.size), _psnr(plain / test.size), len(test))
+    return Measured(moments, decibels(error / test.size), decibels(plain / test.size), len(test))
 
 
 def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
     for start in range(0, len(images), _BATCH):
         yield np.ascontiguousarray(images[start : start + _BATCH])
-
-
-def _psnr(mean_squared_error: float) -> float:
-    return -10 * math.log10(max(mean_squared_error, 1e-12))

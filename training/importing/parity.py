@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentry.manifest import DECODER_FILE, ENCODER_FILE
+from training import differences
 from training.errors import ExportError
 from training.importing.foreign import Foreign
 from training.importing.images import NUMPY
@@ -188,19 +189,14 @@ def _check_rows(foreign: Foreign, run: Callable[[Any], list[Array]], rows: Array
 
 def _largest(got: Array, wanted: Array) -> float:
     _check_shapes(got, wanted)
-    return _nan_is_infinite(np.abs(got.astype(np.float64) - wanted.astype(np.float64)).max())
+    return differences.largest(got, wanted)
 
 
 def _relative(got: Array, wanted: Array) -> float:
     _check_shapes(got, wanted)
-    return _nan_is_infinite((np.abs(got.astype(np.float64) - wanted) / (1 + np.abs(wanted))).max())
+    return differences.relative(got, wanted)
 
 
 def _check_shapes(got: Array, wanted: Array) -> None:
     if got.shape != wanted.shape:
         raise ExportError(f"shapes of the outputs: got {got.shape}, wanted {wanted.shape}; export with a free batch")
-
-
-def _nan_is_infinite(value: float) -> float:
-    """max() may lose a NaN; it never loses an infinity."""
-    return float("inf") if np.isnan(value) else float(value)

@@ -41,13 +41,13 @@ class HalfGraphs(Graphs):
             given = () if labels is None else (torch.from_numpy(labels[rows]),)
             parts.append(self._half_encoder(torch.from_numpy(images[rows].copy()), *given))
         means, logvars = (torch.cat(part) for part in zip(*parts, strict=True))
-        return means.clone(), logvars.clone()
+        return means, logvars
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, labels: Tensor | None = None, output: str = "") -> Tensor:
         outputs = self._half_decoder(latents, *(() if labels is None else (labels,)))
         name = output or ("parameters" if self.has_parameters else "mean")
-        return cast(Tensor, dict(zip(self._half_decoder.outputs, outputs, strict=True))[name]).contiguous().clone()
+        return cast(Tensor, dict(zip(self._half_decoder.outputs, outputs, strict=True))[name]).contiguous()
 
     def check_far_out(self) -> None:
         """Raises `ExportError` if latents as large as the graph lets them be overflow."""

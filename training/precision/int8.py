@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
 
@@ -56,9 +56,7 @@ def quantised(data: bytes, batches: Sequence[Feed], metadata: Mapping[str, str])
 
 
 def _statically(proto: ModelProto, batches: Sequence[Feed], excluded: list[str], exact: Sequence[str]) -> ModelProto:
-    helper.set_model_props(
-        proto, {"onnx.quant.pre_process": "onnxruntime.quant"}
-    )  # else it advises what is done already
+    helper.set_model_props(proto, {"onnx.quant.pre_process": "onnxruntime.quant"})  # else it advises to do that
     level = {"quant_type": QuantType.QUInt8, "scale": _LEVEL, "zero_point": _NO_OFFSET}
     with tempfile.TemporaryDirectory(prefix="latentry-") as folder, contextlib.redirect_stdout(io.StringIO()):
         path = Path(folder) / "int8.onnx"
@@ -138,9 +136,7 @@ def _with_exact_pixels(proto: ModelProto) -> list[str]:
     if graph.input[0].name != "images" or kinds != ["Transpose", "Cast", "Div"]:
         return []
     transpose, _, divide = start
-    graph.initializer.append(numpy_helper.from_array(_LEVEL, "level"))
-    graph.initializer.append(numpy_helper.from_array(_NO_OFFSET, "no_offset"))
-    inputs = ["images", "level", "no_offset"]
+    inputs = ["images", *_add_levels(graph)]
     new = [
         helper.make_node("DequantizeLinear", inputs, ["levels"], name="levels"),
         helper.make_node("Transpose", ["levels"], [divide.output[0]], name=transpose.name, perm=[0, 3, 1, 2]),
@@ -158,13 +154,18 @@ def _round_by_quantising(proto: ModelProto) -> None:
     last = list(graph.node[-3:])
     if [node.op_type for node in last] != ["Mul", "Round", "Cast"] or last[2].output[0] != "images":
         return
-    graph.initializer.append(numpy_helper.from_array(_LEVEL, "level"))
-    graph.initializer.append(numpy_helper.from_array(_NO_OFFSET, "no_offset"))
     for node in last:
         graph.node.remove(node)
-    inputs = ["mean", "level", "no_offset"]
+    inputs = ["mean", *_add_levels(graph)]
     graph.node.append(helper.make_node("QuantizeLinear", inputs, ["images"], name="images"))
     drop_unused_constants(graph)
+
+
+def _add_levels(graph: GraphProto) -> tuple[str, str]:
+    """The scale and the offset of the 256 levels, as constants of the graph; their names."""
+    graph.initializer.append(numpy_helper.from_array(_LEVEL, "level"))
+    graph.initializer.append(numpy_helper.from_array(_NO_OFFSET, "no_offset"))
+    return "level", "no_offset"
 
 
 def _quantise_weight(proto: ModelProto, layer: NodeProto) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from latentry.manifest import Manifest
 from training.binarise import seen_by
+from training.differences import decibels
 from training.errors import ExportError
 from training.evaluation import bound
 from training.evaluation.bound import Scored
@@ -44,26 +45,52 @@ TOLERANCES = {
 }
 
 
-def measure(about: Manifest, fp32: Graphs, variant: Graphs, images: Images) -> dict[str, float]:
-    """How far `variant` is from `fp32` on `images`: the figures of `Manifest.variants`."""
-    images = images.spread(MEASURED_ON)
-    observed = seen_by(about.likelihood.name, images.pixels)
-    labels = images.labels if about.classes else None
-    both = [fp32, variant]
-    posteriors = [graphs.encode(observed, labels) for graphs in both]
-    latents = posteriors[0][0]
-    means = [graphs.means(latents, labels) for graphs in both]
-    decoded = [graphs.images(latents, labels) for graphs in both]
-    whole = [graphs.images(mean, labels) for graphs, (mean, _) in zip(both, posteriors, strict=True)]
-    elbos = [_elbo(graphs, Scored(observed, *each, labels)) for graphs, each in zip(both, posteriors, strict=True)]
-    return {
-        "encoder_relative": max(map(_relative, posteriors[1], posteriors[0])),
-        "decoder_mean": float(np.abs(means[1] - means[0]).max()),
-        "decoder_levels": float(np.abs(decoded[1].astype(int) - decoded[0]).max()),
-        "psnr_db": _psnr(decoded[0], decoded[1]),
-        "psnr_db_lost": _psnr(observed, whole[0]) - _psnr(observed, whole[1]),
-        "elbo_change": elbos[1] - elbos[0],
-    }
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What graphs make of images: their posteriors, the means and the images that the decoder gives for the fp32
+    posteriors' means, reconstructions by their own, and the ELBO."""
+
+    posterior: tuple[Tensor, Tensor]
+    means: NDArray[np.float32]
+    images: NDArray[np.uint8]
+    reconstructions: NDArray[np.uint8]
+    elbo: float
+
+
+class Reference:
+    """The fp32 graphs of a model on at most `MEASURED_ON` of some held-out images."""
+
+    def __init__(self, about: Manifest, fp32: Graphs, images: Images) -> None:
+        images = images.spread(MEASURED_ON)
+        self._observed = seen_by(about.likelihood.name, images.pixels)
+        self._labels = images.labels if about.classes else None
+        self._fp32 = self._see(fp32, None)
+
+    def measure(self, variant: Graphs) -> dict[str, float]:
+        """How far `variant` is from fp32: the figures of `Manifest.variants`."""
+        fp32 = self._fp32
+        other = self._see(variant, fp32.posterior[0])
+        return {
+            "encoder_relative": max(map(_relative, other.posterior, fp32.posterior)),
+            "decoder_mean": float(np.abs(other.means - fp32.means).max()),
+            "decoder_levels": float(np.abs(other.images.astype(int) - fp32.images).max()),
+            "psnr_db": _psnr(fp32.images, other.images),
+            "psnr_db_lost": _psnr(self._observed, fp32.reconstructions) - _psnr(self._observed, other.reconstructions),
+            "elbo_change": other.elbo - fp32.elbo,
+        }
+
+    def _see(self, graphs: Graphs, latents: Tensor | None) -> _Seen:
+        """`latents` are what to decode; None: the means of these graphs' own posteriors."""
+        labels = self._labels
+        mean, logvar = graphs.encode(self._observed, labels)
+        reconstructions = graphs.images(mean, labels)
+        return _Seen(
+            (mean, logvar),
+            graphs.means(mean if latents is None else latents, labels),
+            reconstructions if latents is None else graphs.images(latents, labels),
+            reconstructions,
+            _elbo(graphs, Scored(self._observed, mean, logvar, labels)),
+        )
 
 
 def check(precision: str, figures: Mapping[str, float], values: int) -> None:
@@ -102,4 +129,4 @@ def _relative(got: Tensor, wanted: Tensor) -> float:
 def _psnr(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     """In dB; of equal images, 120."""
     error = np.mean(np.square((one.astype(np.float32) - other) / 255), dtype=np.float64)
-    return -10 * math.log10(max(float(error), 1e-12))
+    return decibels(float(error))

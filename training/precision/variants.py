@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from training.images import Images
 from training.precision import bfloat16, int8, variant
 from training.precision.float16 import HalfGraphs
 from training.precision.int8 import Feed
+from training.precision.variant import Reference
 from training.progress import say
 from training.trained import Trained
 
@@ -29,70 +31,62 @@ _SEED = 13
 Variants = dict[str, tuple[dict[str, bytes], dict[str, float]]]
 
 
-def made(
-    source: Trained,
-    encoder: EncoderGraph,
-    decoder: DecoderGraph,
-    about: Manifest,
-    fp32: Mapping[str, bytes],
-    precisions: Sequence[str],
-) -> Variants:
-    """For each precision the files and their figures against `fp32`, the graphs by file name.
+@dataclass(frozen=True, slots=True, eq=False)
+class Exported:
+    """A trained model, the modules that its graphs were made of, its manifest so far, and its fp32 graphs by file
+    name."""
+
+    source: Trained
+    encoder: EncoderGraph
+    decoder: DecoderGraph
+    about: Manifest
+    fp32: Mapping[str, bytes]
+
+
+def made(model: Exported, precisions: Sequence[str]) -> Variants:
+    """For each precision the files, by name, and their figures against fp32.
 
     Raises `ExportError` with the figure of the first that is too far from fp32.
     """
-    done = {}
+    done: Variants = {}
+    if not precisions:
+        return done
+    reference = Reference(model.about, Graphs(model.about, model.fp32, "cpu"), model.source.dataset.test)
     for precision in precisions:
         say(f"Making {precision}, and measuring it against fp32 ...")
-        parts = _parts(precision, source, encoder, decoder, about, fp32)
-        files = {graph_file(part, precision): data for part, data in parts.items()}
-        measured = _measured(precision, source, encoder, decoder, about, fp32, parts)
-        done[precision] = (files, measured)
+        parts = _parts(precision, model)
+        measured = _measured(precision, model, parts, reference)
+        done[precision] = ({graph_file(part, precision): data for part, data in parts.items()}, measured)
     return done
 
 
-def _measured(
-    precision: str,
-    source: Trained,
-    encoder: EncoderGraph,
-    decoder: DecoderGraph,
-    about: Manifest,
-    fp32: Mapping[str, bytes],
-    parts: Mapping[str, bytes],
-) -> dict[str, float]:
+def _measured(precision: str, model: Exported, parts: Mapping[str, bytes], reference: Reference) -> dict[str, float]:
     """The figures, within their tolerances. fp16 is measured as GPUs compute it; what ONNX Runtime makes of its graphs
     on the CPU has to be within the tolerances too."""
-    exact, images = Graphs(about, fp32, "cpu"), source.dataset.test
-    values = int(np.prod(about.image_shape))
-    files = {**fp32, **{graph_file(part): data for part, data in parts.items()}}
-    figures = variant.measure(about, exact, Graphs(about, files, "cpu"), images)
+    values = int(np.prod(model.about.image_shape))
+    files = {**model.fp32, **{graph_file(part): data for part, data in parts.items()}}
+    figures = reference.measure(Graphs(model.about, files, "cpu"))
     variant.check(precision, figures, values)
     if precision == "fp16":
-        half = HalfGraphs(about, fp32, encoder, decoder)
-        figures = variant.measure(about, exact, half, images)
+        half = HalfGraphs(model.about, model.fp32, model.encoder, model.decoder)
+        figures = reference.measure(half)
         variant.check(precision, figures, values)
         half.check_far_out()
     return figures
 
 
-def _parts(
-    precision: str,
-    source: Trained,
-    encoder: EncoderGraph,
-    decoder: DecoderGraph,
-    about: Manifest,
-    fp32: Mapping[str, bytes],
-) -> dict[str, bytes]:
+def _parts(precision: str, model: Exported) -> dict[str, bytes]:
     """The two graphs, with what they say of themselves."""
+    about, fp32 = model.about, model.fp32
     said = {part: graph_notes.metadata(about, part, precision) for part in ("encoder", "decoder")}
     if precision == "fp16":
         return {
-            "encoder": graphs.export_encoder(encoder, about.image_shape, said["encoder"], torch.float16),
-            "decoder": graphs.export_decoder(decoder, about.latent_dim, said["decoder"], torch.float16),
+            "encoder": graphs.export_encoder(model.encoder, about.image_shape, said["encoder"], torch.float16),
+            "decoder": graphs.export_decoder(model.decoder, about.latent_dim, said["decoder"], torch.float16),
         }
     if precision == "bf16":
         return {part: bfloat16.with_bfloat16_weights(fp32[graph_file(part)], said[part]) for part in said}
-    feeds = calibration(source.dataset.train, about, fp32)
+    feeds = calibration(model.source.dataset.train, about, fp32)
     return {part: int8.quantised(fp32[graph_file(part)], feeds[part], said[part]) for part in said}
 
 
