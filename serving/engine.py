@@ -61,7 +61,8 @@ class BadGraph(ValueError):
 
 
 class NoKernel(BadGraph):
-    """A graph that is sound, but has an operator that the device cannot run on this type: bf16 on CPUs, say."""
+    """A graph that is sound, but has an operator that the device cannot run on this type: a Conv of bf16 numbers
+    on a CPU, say (our own bf16 graphs hold bf16 weights, and compute in float32)."""
 
 
 def why_not(device: Device) -> str | None:

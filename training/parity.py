@@ -101,9 +101,7 @@ def measure(
             got, wanted = _both(decoder_session, torch_decoder, {"latents": latents, **labels})
             levels = max(levels, int(differences.largest(got[0], wanted[0])))
             difference = max(difference, differences.largest(got[1], wanted[1]))
-            parameters = max(
-                parameters, *(differences.relative(a, b) for a, b in zip(got[2:], wanted[2:], strict=True)), 0.0
-            )
+            parameters = max([parameters, *map(differences.relative, got[2:], wanted[2:])])
     needs_parameters = len(torch_decoder.outputs) > 2
     return _within_tolerance(Parity(relative, difference, levels, parameters if needs_parameters else None))
 
