@@ -136,7 +136,8 @@ def main(folder: str, max_batch: str, digest: str, precision: str, server: str, 
 def run(whole: manifest.ModelFolder, max_batch: int, precision: str = FP32) -> None:
     """Run each graph on the CPU: one row, a batch, rows together and apart, and rows twice; raises `BadGraph`.
 
-    What the CPU has no kernels for (a Conv of bf16 numbers, say) is left to the device: loading it there says whether that has.
+    What the CPU has no kernels for (a Conv of bf16 numbers, say) is left to the device: loading it there says whether
+    that has.
     """
     from serving import engine  # here, so that asking for a rehearsal does not wait for onnxruntime
     from serving.devices import CPU, Device
