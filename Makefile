@@ -9,11 +9,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_INDEX ?=
 INSTALL := $(PIP) install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test lint format protos docs lock image gallery gpu-check clean
+.PHONY: help demo test lint format protos release-protos docs lock image gallery gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(VENV)/.made: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit(f"Python {sys.version.split()[0]} is too old: 3.10 or newer is needed")'
@@ -41,6 +41,17 @@ format: $(VENV)/.made ## rewrite the code in its one style
 # grpcio-tools is pinned to a release whose stubs run with protobuf 6 and 7 both.
 protos: $(VENV)/.made ## make the stubs from protos/
 	@$(BIN)/python -W ignore -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. \
+	  $(sort $(wildcard protos/latentry/*/*.proto))
+	@$(BIN)/python -W ignore -m grpc_tools.protoc -Iprotos/inference --python_out=serving/inference \
+	  --pyi_out=serving/inference $(sort $(wildcard protos/inference/*.proto))
+	@$(BIN)/python -W ignore -m grpc_tools.protoc -Iprotos/inference --grpc_python_out=serving/inference \
+	  protos/inference/grpc_service.proto
+	@sed -i 's/^import \(.*_pb2\) as/from serving.inference import \1 as/' serving/inference/*_pb2*.py*
+
+release-protos: RELEASED = protos/released/$(shell $(BIN)/python -c 'import latentry; print(latentry.__version__)').binpb
+release-protos: $(VENV)/.made ## keep this version's API, for later ones to be compared with (protos/released)
+	@test ! -e $(RELEASED) || { echo '$(RELEASED) is there, and stays as it is: raise the version' >&2; exit 1; }
+	@$(BIN)/python -W ignore -m grpc_tools.protoc -Iprotos --include_imports --descriptor_set_out=$(RELEASED) \
 	  $(sort $(wildcard protos/latentry/*/*.proto))
 
 docs: $(VENV)/.made ## write docs/configuration.md anew

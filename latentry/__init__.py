@@ -6,16 +6,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from latentry.client import AsyncClient, Client, LatentryError
-    from latentry.pictures import Pictures, Posterior, grid
+    from latentry.async_client import AsyncClient
+    from latentry.client import Client
+    from latentry.pictures import Edited, Pictures, Posterior, Reconstruction, grid
+    from latentry.target import LatentryError
 
-__version__ = "0.1.0"
-__all__ = ["AsyncClient", "Client", "LatentryError", "Pictures", "Posterior", "__version__", "grid"]
+__version__ = "0.2.0"
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Edited",
+    "LatentryError",
+    "Pictures",
+    "Posterior",
+    "Reconstruction",
+    "__version__",
+    "grid",
+]
 
 
 _HOMES = {
-    **dict.fromkeys(("AsyncClient", "Client", "LatentryError"), "latentry.client"),
-    **dict.fromkeys(("Pictures", "Posterior", "grid"), "latentry.pictures"),
+    "AsyncClient": "latentry.async_client",
+    "Client": "latentry.client",
+    "LatentryError": "latentry.target",
+    **dict.fromkeys(("Edited", "Pictures", "Posterior", "Reconstruction", "grid"), "latentry.pictures"),
 }
 
 

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class AdminServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """What an operator asks of a server that runs.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -67,7 +68,8 @@ class AdminServiceStub(object):
 
 
 class AdminServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """What an operator asks of a server that runs.
+    """
 
     def ListVersions(self, request, context):
         """What is in the repository and what is made of it.
@@ -153,7 +155,8 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService(object):
-    """Missing associated documentation comment in .proto file."""
+    """What an operator asks of a server that runs.
+    """
 
     @staticmethod
     def ListVersions(request,

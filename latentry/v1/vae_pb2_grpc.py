@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class VaeServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """What a model is for: images, latents, and the ways from one to the other.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -49,10 +50,35 @@ class VaeServiceStub(object):
                 request_serializer=latentry_dot_v1_dot_vae__pb2.SampleRequest.SerializeToString,
                 response_deserializer=latentry_dot_v1_dot_vae__pb2.SampleResponse.FromString,
                 _registered_method=True)
+        self.StreamSample = channel.unary_stream(
+                '/latentry.v1.VaeService/StreamSample',
+                request_serializer=latentry_dot_v1_dot_vae__pb2.StreamSampleRequest.SerializeToString,
+                response_deserializer=latentry_dot_v1_dot_vae__pb2.StreamSampleResponse.FromString,
+                _registered_method=True)
         self.Interpolate = channel.unary_unary(
                 '/latentry.v1.VaeService/Interpolate',
                 request_serializer=latentry_dot_v1_dot_vae__pb2.InterpolateRequest.SerializeToString,
                 response_deserializer=latentry_dot_v1_dot_vae__pb2.InterpolateResponse.FromString,
+                _registered_method=True)
+        self.StreamInterpolate = channel.unary_stream(
+                '/latentry.v1.VaeService/StreamInterpolate',
+                request_serializer=latentry_dot_v1_dot_vae__pb2.StreamInterpolateRequest.SerializeToString,
+                response_deserializer=latentry_dot_v1_dot_vae__pb2.StreamInterpolateResponse.FromString,
+                _registered_method=True)
+        self.Reconstruct = channel.unary_unary(
+                '/latentry.v1.VaeService/Reconstruct',
+                request_serializer=latentry_dot_v1_dot_vae__pb2.ReconstructRequest.SerializeToString,
+                response_deserializer=latentry_dot_v1_dot_vae__pb2.ReconstructResponse.FromString,
+                _registered_method=True)
+        self.Edit = channel.unary_unary(
+                '/latentry.v1.VaeService/Edit',
+                request_serializer=latentry_dot_v1_dot_vae__pb2.EditRequest.SerializeToString,
+                response_deserializer=latentry_dot_v1_dot_vae__pb2.EditResponse.FromString,
+                _registered_method=True)
+        self.Neighbours = channel.unary_unary(
+                '/latentry.v1.VaeService/Neighbours',
+                request_serializer=latentry_dot_v1_dot_vae__pb2.NeighboursRequest.SerializeToString,
+                response_deserializer=latentry_dot_v1_dot_vae__pb2.NeighboursResponse.FromString,
                 _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/latentry.v1.VaeService/ListModels',
@@ -67,32 +93,74 @@ class VaeServiceStub(object):
 
 
 class VaeServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """What a model is for: images, latents, and the ways from one to the other.
+    """
 
     def Encode(self, request, context):
-        """Images to the parameters of the posterior q(z|x), and to a draw from it if a seed is given.
+        """Images to the mean and the log variance of the posterior q(z|x), and to a draw from it if a seed is given. Up to
+        Limits.max_items images a call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Decode(self, request, context):
-        """Latents to images: the mean of p(x|z).
+        """Latents to images: the mean of p(x|z). Up to Limits.max_items latents a call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Sample(self, request, context):
-        """Draws latents from the prior N(0, I) and decodes them. Image k of a seed is the same in whatever call, batch,
-        server or replica it is asked for.
+        """Draws latents from a prior and decodes them, up to Limits.max_items a call. Image k of a seed is the same in
+        whatever call, batch, server or replica it is asked for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamSample(self, request, context):
+        """Sample for long outputs: the images come in parts as they are made, the first as soon as it exists. Parts are made
+        no faster than they are read; a stream that ended early goes on at the first_index that is still wanted. Up to
+        Limits.max_stream_items images a call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Interpolate(self, request, context):
-        """Decodes a path through latent space from key frame to key frame, in order.
+        """Decodes a path through latent space from key frame to key frame, in order: up to Limits.max_items images a call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamInterpolate(self, request, context):
+        """Interpolate for long paths, in parts as StreamSample: up to Limits.max_stream_items images a call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reconstruct(self, request, context):
+        """Encodes images, decodes them again, and says how far each came back from where it was: anomaly scores, as squared
+        error and in nats. Up to Limits.max_items images a call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Edit(self, request, context):
+        """Moves images or latents along named attributes or along differences between examples ("a - b + c"), and decodes.
+        Up to Limits.max_items a call; amounts beyond what the model has learnt are cut, and the reply says to what.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Neighbours(self, request, context):
+        """Decodes what lies around one image or latent: a grid on a plane through it, or a random walk from it. Up to
+        Limits.max_items images a call; lengths are those of latent space, where the standard prior has deviation 1.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,10 +198,35 @@ def add_VaeServiceServicer_to_server(servicer, server):
                     request_deserializer=latentry_dot_v1_dot_vae__pb2.SampleRequest.FromString,
                     response_serializer=latentry_dot_v1_dot_vae__pb2.SampleResponse.SerializeToString,
             ),
+            'StreamSample': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamSample,
+                    request_deserializer=latentry_dot_v1_dot_vae__pb2.StreamSampleRequest.FromString,
+                    response_serializer=latentry_dot_v1_dot_vae__pb2.StreamSampleResponse.SerializeToString,
+            ),
             'Interpolate': grpc.unary_unary_rpc_method_handler(
                     servicer.Interpolate,
                     request_deserializer=latentry_dot_v1_dot_vae__pb2.InterpolateRequest.FromString,
                     response_serializer=latentry_dot_v1_dot_vae__pb2.InterpolateResponse.SerializeToString,
+            ),
+            'StreamInterpolate': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamInterpolate,
+                    request_deserializer=latentry_dot_v1_dot_vae__pb2.StreamInterpolateRequest.FromString,
+                    response_serializer=latentry_dot_v1_dot_vae__pb2.StreamInterpolateResponse.SerializeToString,
+            ),
+            'Reconstruct': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reconstruct,
+                    request_deserializer=latentry_dot_v1_dot_vae__pb2.ReconstructRequest.FromString,
+                    response_serializer=latentry_dot_v1_dot_vae__pb2.ReconstructResponse.SerializeToString,
+            ),
+            'Edit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Edit,
+                    request_deserializer=latentry_dot_v1_dot_vae__pb2.EditRequest.FromString,
+                    response_serializer=latentry_dot_v1_dot_vae__pb2.EditResponse.SerializeToString,
+            ),
+            'Neighbours': grpc.unary_unary_rpc_method_handler(
+                    servicer.Neighbours,
+                    request_deserializer=latentry_dot_v1_dot_vae__pb2.NeighboursRequest.FromString,
+                    response_serializer=latentry_dot_v1_dot_vae__pb2.NeighboursResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -154,7 +247,8 @@ def add_VaeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VaeService(object):
-    """Missing associated documentation comment in .proto file."""
+    """What a model is for: images, latents, and the ways from one to the other.
+    """
 
     @staticmethod
     def Encode(request,
@@ -238,6 +332,33 @@ class VaeService(object):
             _registered_method=True)
 
     @staticmethod
+    def StreamSample(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/latentry.v1.VaeService/StreamSample',
+            latentry_dot_v1_dot_vae__pb2.StreamSampleRequest.SerializeToString,
+            latentry_dot_v1_dot_vae__pb2.StreamSampleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Interpolate(request,
             target,
             options=(),
@@ -254,6 +375,114 @@ class VaeService(object):
             '/latentry.v1.VaeService/Interpolate',
             latentry_dot_v1_dot_vae__pb2.InterpolateRequest.SerializeToString,
             latentry_dot_v1_dot_vae__pb2.InterpolateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamInterpolate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/latentry.v1.VaeService/StreamInterpolate',
+            latentry_dot_v1_dot_vae__pb2.StreamInterpolateRequest.SerializeToString,
+            latentry_dot_v1_dot_vae__pb2.StreamInterpolateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reconstruct(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/latentry.v1.VaeService/Reconstruct',
+            latentry_dot_v1_dot_vae__pb2.ReconstructRequest.SerializeToString,
+            latentry_dot_v1_dot_vae__pb2.ReconstructResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Edit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/latentry.v1.VaeService/Edit',
+            latentry_dot_v1_dot_vae__pb2.EditRequest.SerializeToString,
+            latentry_dot_v1_dot_vae__pb2.EditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Neighbours(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/latentry.v1.VaeService/Neighbours',
+            latentry_dot_v1_dot_vae__pb2.NeighboursRequest.SerializeToString,
+            latentry_dot_v1_dot_vae__pb2.NeighboursResponse.FromString,
             options,
             channel_credentials,
             insecure,
