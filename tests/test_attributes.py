@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,12 @@ import pytest
 from sklearn.linear_model import LinearRegression
 from training_fixtures import fashion_images, fashion_labels, outside_data
 
+from latentry import manifest as manifests
+from latentry.attributes import Attribute
+from latentry.manifest import Likelihood, Manifest
 from training.attributes import directions, picture_probe, study, table
 from training.attributes.attributes_command import add_attributes_arguments
-from training.attributes.record import with_section
+from training.attributes.record import with_attributes, with_section
 from training.attributes.study import Encoded, Parts
 from training.errors import DataError
 
@@ -61,7 +65,7 @@ class TestTable:
             ("file,hat\na.jpg,yes\n", "line 2: could not convert"),
             ("file,hat\na.jpg,0\nb.jpg,nan\n", "line 3: got nan, wanted a probability"),
             ("file,hat\na.jpg,1.5\n", "line 2: got 1.5, wanted a probability"),
-            ("file,hat,hat\na.jpg,1,1\n", "got the column hat 2 times"),
+            ("file,hat,hat\na.jpg,1,1\n", "got the attribute hat 2 times"),
             ("file,hat\na.jpg,1\na.jpg,0\n", "got the file a.jpg 2 times"),
         ],
     )
@@ -79,6 +83,30 @@ class TestTable:
         assert presence.has.tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
         with pytest.raises(DataError, match="got images without labels, wanted --table FILE"):
             table.of_classes([], [])
+
+    def test_some_classes_have_it_others_have_not_and_of_the_rest_nobody_knows(self) -> None:
+        classes = table.of_classes([np.array([0, 1, 2, 3])], ["shirt", "coat", "boot", "dress"])
+        presence = table.contrasts(classes, ["sleeves = coat, shirt : dress", "shaft=boot:shirt"])
+        assert presence.names == ("sleeves", "shaft")
+        assert presence.has.T.tolist() == [[1, 1, -1, 0], [0, -1, 1, -1]]
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            (["shaft"], "--classes: got shaft, wanted NAME=WITH,...:WITHOUT,... such as"),
+            (["shaft=boot"], "--classes: got shaft=boot, wanted"),
+            (["shaft=boot:"], "--classes: got shaft=boot:, wanted"),
+            (["=boot:coat"], "--classes: got =boot:coat, wanted"),
+            (["shaft=boot,:coat"], "--classes: got shaft=boot,:coat, wanted"),
+            (["shaft=boots:coat"], "attribute: got boots; did you mean boot?"),
+            (["shaft=boot:coat,boot"], "--classes: got the class boot 2 times"),
+            (["a b=boot:coat", "A-B=coat:boot"], "as the manifest's figures spell it, attribute_a_b 2 times"),
+        ],
+    )
+    def test_classes_that_do_not_say_who_has_it_are_refused(self, given: list[str], message: str) -> None:
+        classes = table.of_classes([np.array([0, 1])], ["boot", "coat"])
+        with pytest.raises(DataError, match=re.escape(message)):
+            table.contrasts(classes, given)
 
     def test_every_row_of_the_faces_table_has_its_face(self) -> None:
         import zipfile
@@ -161,12 +189,19 @@ class TestStudy:
         assert figures["truth_accuracy"] > 0.99
 
     def test_the_limit_is_where_edits_leave_the_latents_region(self) -> None:
-        """In one dimension the region is known: all but a thousandth of a normal lies within 3.29 deviations."""
+        """In one dimension the region is known: all but a twentieth of a normal lies within 1.96 deviations."""
         drawn = np.random.default_rng(0)
         z = drawn.standard_normal((100_000, 1)).astype(np.float32)
         fit = Encoded(z, drawn.integers(0, 2, (len(z), 1)).astype(np.int8))
-        # nine of ten of z + amount stay below 3.29 up to amount 3.29 - 1.28
-        assert study.limit(fit, 0, np.array([1.0])) == pytest.approx(3.29 - 1.28, abs=0.15)
+        # nine of ten of z + amount stay below 1.96 up to amount 1.96 - 1.28
+        assert study.limit(fit, 0, np.array([1.0])) == pytest.approx(1.96 - 1.28, abs=0.06)
+
+    def test_the_amount_that_was_tested_is_within_the_limit(self) -> None:
+        far = {"far": lambda pixels, _: pixels[:, 0, 0, 0] > 250}  # latents of 15, where no image is
+        parts = self.parts()
+        found = study.study("x", 0, parts, far)
+        assert study.limit(parts.fit, 0, found.direction) < found.amount
+        assert found.figures["amount_limit"] == found.amount
 
     @pytest.mark.parametrize(("part", "least"), [("fit", 20), ("choose", 5), ("test", 5)])
     def test_too_few_images_are_refused(self, part: str, least: int) -> None:
@@ -192,27 +227,34 @@ def test_the_picture_probe_tells_boots_from_trousers() -> None:
 
 
 def test_the_cards_section_is_replaced_not_repeated() -> None:
-    from latentry.manifest import Likelihood, Manifest
-
-    manifest = Manifest(
-        "faces",
-        1,
-        (8, 8, 3),
-        2,
-        Likelihood("gaussian"),
-        {"encoder.onnx": "0" * 64, "decoder.onnx": "0" * 64},
-        evaluation={
-            "attribute_hat_amount": 1.5,
-            "attribute_hat_linear_accuracy": 0.97,
-            "attribute_hat_linear_added": 0.9,
-            "attribute_hat_linear_removed": 0.8,
-        },
-        attributes={"hat": (1.0, 0.0)},
-    )
+    figures = {"amount": 1.5, "amount_limit": 3.0, "linear_accuracy": 0.97, "linear_added": 0.9, "linear_removed": 0.8}
+    evaluation = {f"attribute_hat_{name}": value for name, value in figures.items()}
+    manifest = manifest_with({"hat": (1.0, 0.0)}, evaluation)
     card = with_section("# faces\n\n## Use\n\nso\n", manifest).decode()
-    assert "| hat | 1.5 | linear | 97.0% | 90.0% | 80.0% |" in card
+    assert "| hat | 1.5 | 2 | linear | 97.0% | 90.0% | 80.0% |" in card
     assert card.index("## Attributes") < card.index("## Use")
     assert with_section(card, manifest).decode() == card
+
+
+def manifest_with(attributes: dict[str, tuple[float, ...]], evaluation: dict[str, float]) -> Manifest:
+    files = {"encoder.onnx": "0" * 64, "decoder.onnx": "0" * 64}
+    return Manifest(
+        "faces", 1, (8, 8, 3), 2, Likelihood("gaussian"), files, attributes=attributes, evaluation=evaluation
+    )
+
+
+def test_a_second_time_replaces_an_attribute_and_its_figures_alone() -> None:
+    """`high` is estimated again: the figures of `high shaft` begin like its own and stay, those of `High` go."""
+    before = manifest_with(
+        {"High": (1.0, 0.0), "high shaft": (0.0, 1.0)},
+        {"elbo": 1, "attribute_high_amount": 9, "attribute_high_picture_added": 0, "attribute_high_shaft_amount": 2},
+    )
+    again = study.Attribute("high", "means", np.array([3.0, 4.0]), 0.5, {"amount": 0.5, "amount_limit": 2.0})
+    after = with_attributes(before, [again])
+    assert after.attributes == {"high": (3.0, 4.0), "high shaft": (0.0, 1.0)}
+    kept = {"elbo": 1, "attribute_high_shaft_amount": 2}
+    assert after.evaluation == {**kept, "attribute_high_amount": 0.5, "attribute_high_amount_limit": 2.0}
+    assert after.attribute("high") == Attribute((3.0, 4.0), 0.5, 4.0)
 
 
 def test_the_flags_have_their_defaults() -> None:
@@ -226,7 +268,6 @@ class TestCommand:
     """The shipped Fashion-MNIST model, with its classes as attributes."""
 
     def test_directions_and_figures_are_in_the_folder(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        from latentry import manifest as manifests
         from training.attributes.attributes_command import run_attributes
 
         shipped = Path(__file__).resolve().parent.parent / "models" / "fashion" / "1"
@@ -236,12 +277,19 @@ class TestCommand:
         before = manifests.read(folder).manifest
         parser = argparse.ArgumentParser()
         add_attributes_arguments(parser)
-        command = [str(folder), "--data", str(tmp_path / "a.npz"), "--names", before.labels[1], "--linear-only"]
+        command = [
+            str(folder),
+            "--data",
+            str(tmp_path / "a.npz"),
+            "--classes",
+            "legs=Trouser:Sneaker,Ankle boot",
+            "--linear-only",
+        ]
         assert run_attributes(parser.parse_args(command)) == 0, capsys.readouterr().err
         after = manifests.read(folder).manifest  # whole: every digest holds
-        assert list(after.attributes) == [before.labels[1]]
-        assert after.evaluation["attribute_trouser_linear_accuracy"] > 0.9
-        assert after.evaluation["attribute_trouser_linear_added"] > 0.7
+        assert set(after.attributes) == {*before.attributes, "legs"}
+        assert after.evaluation["attribute_legs_linear_accuracy"] > 0.9
+        assert after.evaluation["attribute_legs_linear_added"] > 0.7
         assert after.evaluation.items() >= before.evaluation.items()
         assert "these are other images or labels than fashion was trained on" in capsys.readouterr().err
 

@@ -12,6 +12,7 @@ import pytest
 from linear_model import LinearModel
 
 from latentry import manifest
+from latentry.attributes import Attribute
 from latentry.manifest import AggregatePosterior, Likelihood, Manifest, ManifestError
 
 DIGESTS = {"encoder.onnx": "a" * 64, "decoder.onnx": "b" * 64}
@@ -45,6 +46,31 @@ def test_a_manifest_survives_its_own_json() -> None:
         labels=("a", "b"),
     )
     assert manifest.parse(about.to_json()) == about
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "amount", "limit"),
+    [
+        ({}, 1, 1),
+        ({"attribute_high_shaft_amount": 2.0}, 2, 1),
+        ({"attribute_high_shaft_amount": 2.0, "attribute_high_shaft_amount_limit": 3.0}, 2, 1.5),
+        ({"attribute_high_shaft_amount_limit": 3.0}, 1, 3),
+    ],
+)
+def test_an_attribute_says_how_far_an_edit_goes(evaluation: dict[str, float], amount: float, limit: float) -> None:
+    about = Manifest(
+        "x",
+        1,
+        (8, 8, 1),
+        2,
+        Likelihood("bernoulli"),
+        DIGESTS,
+        evaluation=evaluation,
+        attributes={"High shaft": (1.0, -1.0)},
+    )
+    assert about.attribute("High shaft") == Attribute((1.0, -1.0), amount, limit)
+    with pytest.raises(KeyError):
+        about.attribute("high shaft")
 
 
 def test_a_whole_folder_is_read_with_its_graphs(linear: LinearModel) -> None:
@@ -152,6 +178,21 @@ def test_a_huge_manifest_is_not_read(folder: Path) -> None:
         (lambda raw: raw["files"].update({"encoder.onnx": "xyz"}), "files.encoder.onnx: got xyz"),
         (lambda raw: raw.update(evaluation={"elbo": "high"}), "evaluation.elbo: got high"),
         (lambda raw: raw.update(aggregate_posterior={"mean": [0], "variance": [1]}), "aggregate_posterior.mean: got 1"),
+        (
+            lambda raw: raw.update(attributes={"Big hat": [0] * 5}, evaluation={"attribute_big_hat_amount": 0}),
+            "evaluation.attribute_big_hat_amount: got 0, wanted more than 0",
+        ),
+        (
+            lambda raw: raw.update(attributes={"hat": [0] * 5}, evaluation={"attribute_hat_amount_limit": -1}),
+            "evaluation.attribute_hat_amount_limit: got -1, wanted 0 to a finite multiple of the amount, 1",
+        ),
+        (
+            lambda raw: raw.update(
+                attributes={"hat": [0] * 5},
+                evaluation={"attribute_hat_amount": 1e-300, "attribute_hat_amount_limit": 1e300},
+            ),
+            "evaluation.attribute_hat_amount_limit: got 1e+300, wanted 0 to a finite multiple",
+        ),
         (lambda raw: raw.update(attributes={"smile": [1, "x", 2, 3, 4]}), "smile: got [1, 'x', 2, 3, 4]"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import math
 import subprocess
@@ -15,9 +16,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import ROOT, running_service, settings_for
+from conftest import FASHION, ROOT, running_service, settings_for
 
 from latentry import AsyncClient, Client, manifest
+from latentry.attributes import stem
 from latentry.manifest import embedded_models
 from serving.server import Service
 
@@ -34,6 +36,13 @@ def service() -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def decoder() -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(FOLDER / "decoder.onnx", providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def fashion_classes() -> Images:
+    """Of the images of `fashion_images`."""
+    raw = gzip.decompress((FASHION / "t10k-labels-idx1-ubyte.gz").read_bytes())
+    return np.frombuffer(raw, np.uint8, offset=8)
 
 
 def batches_run(service: Service, graph: str) -> float:
@@ -68,6 +77,43 @@ def test_the_recorded_elbo_is_what_the_graphs_give(fashion_images: Images) -> No
         elbos.append(log_p - kl)
     figures = np.concatenate(elbos)
     assert abs(figures.mean() - about.evaluation["elbo"]) < 1.0, figures.mean()
+
+
+# The class with it and the class without.
+CONTRASTS = {
+    "sleeves": ("Pullover", "T-shirt/top"),
+    "shaft": ("Ankle boot", "Sneaker"),
+    "dress": ("Dress", "T-shirt/top"),
+}
+
+
+@pytest.mark.parametrize("name", CONTRASTS)
+def test_an_edit_by_1_adds_the_attribute_and_by_minus_1_removes_it(
+    name: str, fashion_images: Images, fashion_classes: Images
+) -> None:
+    """Seen by the pixels alone: most edited images are nearer to the mean image of the other class."""
+    about = manifest.read(FOLDER).manifest
+    attribute = about.attribute(name)
+    assert 1 <= attribute.limit < 3
+    for way in ("added", "removed"):
+        assert about.evaluation[f"{stem(name)}_picture_{way}"] > 0.9
+    having, without = (fashion_images[fashion_classes == about.labels.index(each)] for each in CONTRASTS[name])
+    step = np.multiply(attribute.amount, attribute.direction)
+    assert nearer(edited(without, step), having, without).mean() > 0.85
+    assert nearer(edited(having, -step), without, having).mean() > 0.85
+
+
+def edited(images: Images, step: np.ndarray[Any, Any]) -> Images:
+    cpu = {"providers": ["CPUExecutionProvider"]}
+    encoder, decoder = (onnxruntime.InferenceSession(FOLDER / f"{g}.onnx", **cpu) for g in ("encoder", "decoder"))
+    (mean,) = encoder.run(["mean"], {"images": images})
+    (drawn,) = decoder.run(["images"], {"latents": (mean + step).astype(np.float32)})
+    return np.asarray(drawn)
+
+
+def nearer(images: Images, ones: Images, others: Images) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    to_ones, to_others = (((images - those.mean(0)) ** 2).sum((1, 2, 3)) for those in (ones, others))
+    return np.asarray(to_ones < to_others)
 
 
 def test_reconstructions_look_like_the_originals(service: Service, fashion_images: Images) -> None:

@@ -25,10 +25,11 @@ _EPILOG = """\
 examples:
   latentry attributes models/faces/1 --data faces.zip --table attributes.csv --names eyeglasses,smiling
   latentry attributes models/fashion/1 --data ~/fashion-mnist              each class against all others
+  latentry attributes models/fashion/1 --data ~/fashion-mnist --classes 'shaft=Ankle boot:Sneaker'
 
 Finds directions in latent space that add an attribute, tests them on images that the model was not trained on, and
 writes both into the model folder. A table is CSV: a header, the file's name first, then a column for each attribute
-with a probability, or 0 and 1.
+with a probability, or 0 and 1. Of images of classes that --classes does not name nobody knows.
 """
 
 
@@ -39,7 +40,14 @@ def add_attributes_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", metavar="MODEL_FOLDER", type=Path, help="NAME/VERSION, as exported")
     parser.add_argument("--data", metavar="PATH", required=True, help="the images that the model was trained on")
-    parser.add_argument("--table", metavar="CSV", type=Path, help="who has what; without it the classes are attributes")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--table", metavar="CSV", type=Path, help="who has what; without it the classes are attributes")
+    source.add_argument(
+        "--classes",
+        metavar="NAME=A,B:C",
+        action="append",
+        help="classes A and B have it and C has not; once for each attribute",
+    )
     parser.add_argument("--names", metavar="A,B", help="only these attributes")
     parser.add_argument("--yes", metavar="P", type=float, default=0.9, help="a probability above this is a yes (0.9)")
     parser.add_argument("--no", metavar="P", type=float, default=0.05, help="one below this is a no (0.05)")
@@ -106,6 +114,7 @@ def _presence(args: argparse.Namespace, dataset: Dataset, manifest: Manifest) ->
         whole = table.of_classes(
             [part.labels for part in parts if part.labels is not None], dataset.labels or manifest.labels
         )
+        whole = table.contrasts(whole, args.classes) if args.classes else whole
     else:
         names = [name for part in parts for name in part.names]
         whole, line = table.presence(table.read(args.table), names, args.yes, args.no, args.max_missing)

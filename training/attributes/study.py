@@ -25,7 +25,7 @@ AMOUNTS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 GOAL = 0.9  # of the edits on the choose part: the least amount, and the plainest direction, that reaches it is taken
 _MOST_TRIED = 200  # images with the attribute, and as many without, that an amount is tried on
 _LEAST = {"fit": 20, "choose": 5, "test": 5}  # images with the attribute, and without
-_WITHIN = 0.999  # of the images to fit to lie inside what counts as the latents' own region
+_WITHIN = 0.95  # of the images to fit to lie inside what counts as the latents' own region
 _STAY = 0.9  # of the edited latents that must stay there
 _FARTHEST, _STEP = 10.0, 0.05
 
@@ -98,7 +98,7 @@ def study(name: str, column: int, parts: Parts, judges: Mapping[str, Judge]) -> 
     truth = test.has[:, column] == 1
     unedited = parts.decode(test.latents, test.labels)
     edits = _edits(test, column, judges, amount * direction, parts)
-    figures = {"amount": amount, "amount_limit": limit(parts.fit, column, direction)}
+    figures = {"amount": amount, "amount_limit": max(amount, limit(parts.fit, column, direction))}
     for judge, says in judges.items():
         right, drawn = says(pixels, test.labels) == truth, says(unedited, test.labels)
         figures |= {
@@ -126,8 +126,8 @@ def fit_probe(name: str, column: int, parts: Parts) -> Probe:
 
 
 def limit(fit: Encoded, column: int, direction: Direction) -> float:
-    """The largest amount that leaves nine of ten edited latents no farther from the mean of all than the 999th of 1000
-    images is, measured by the latents' covariance. Beyond it a decoder draws what it has never learnt to."""
+    """The largest amount that leaves nine of ten edited latents no farther from the mean of all than the 95th of 100
+    images is, measured by the latents' covariance. Well beyond it a decoder draws what it has never learnt to."""
     z = fit.latents.astype(np.float64)
     covariance = np.atleast_2d(np.cov(z, rowvar=False))
     covariance += np.eye(len(covariance)) * 1e-6 * np.trace(covariance) / len(covariance)  # latents that say nothing

@@ -1,4 +1,4 @@
-"""Which images have which attributes: from a table of the files' names, or from the classes. Knows nothing of models.
+"""Which images have which attributes: by a table of the files' names, or by their classes. Knows nothing of models.
 
 A table is CSV: a header, the file's name first, then a column for each attribute with a probability, or 0 and 1.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import difflib
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from latentry.attributes import stem
 from training.errors import DataError
 
 _MAX_NAMED = 3
@@ -107,19 +107,38 @@ def of_classes(parts: Sequence[NDArray[np.int64]], names: Sequence[str]) -> Pres
     return Presence(called, (labels[:, np.newaxis] == np.arange(len(called))).astype(np.int8))
 
 
-def _check_names(path: Path, names: Sequence[str]) -> None:
+def contrasts(classes: Presence, wanted: Sequence[str]) -> Presence:
+    """Attributes that some classes have and others have not, each given as `sleeves=Pullover,Coat:T-shirt/top`; of
+    images of any other class nobody knows. `classes` is what `of_classes` says. Raises `DataError` with the first that
+    is not of this form, or names a class that there is not, or one twice."""
+    split = [_contrast(text) for text in wanted]
+    names = tuple(name for name, *_ in split)
+    _check_names("--classes", names)
+    has = np.full((len(classes.has), len(split)), -1, np.int8)
+    for column, (_, with_it, without) in enumerate(split):
+        _check_unique("--classes", "class", with_it + without)
+        for value, those in ((1, with_it), (0, without)):
+            has[classes.chosen(those).has.any(1), column] = value
+    return Presence(names, has)
+
+
+def _contrast(text: str) -> tuple[str, list[str], list[str]]:
+    """Name, classes with it, classes without."""
+    name, _, sides = text.partition("=")
+    with_it, without = ([each.strip() for each in side.split(",")] for side in (sides.partition(":")[::2]))
+    if not all([name.strip(), *with_it, *without]):
+        raise DataError(f"--classes: got {text}, wanted NAME=WITH,...:WITHOUT,... such as shaft=Ankle boot:Sneaker")
+    return name.strip(), with_it, without
+
+
+def _check_names(where: object, names: Sequence[str]) -> None:
     if len(names) > _MOST:
-        raise DataError(f"{path}: got {len(names)} attributes, wanted at most {_MOST}")
+        raise DataError(f"{where}: got {len(names)} attributes, wanted at most {_MOST}")
     for name in names:
         if not name or not name.isprintable() or "|" in name:
-            raise DataError(f"{path}: got a column named {name!r}, wanted printable characters without |")
-    _check_unique(path, "column", names)
-    _check_unique(path, "column, as the manifest's figures spell it,", [stem(name) for name in names])
-
-
-def stem(name: str) -> str:
-    """An attribute's name as those of its figures begin."""
-    return "attribute_" + re.sub(r"\W+", "_", name.lower()).strip("_")
+            raise DataError(f"{where}: got an attribute named {name!r}, wanted printable characters without |")
+    _check_unique(where, "attribute", names)
+    _check_unique(where, "attribute, as the manifest's figures spell it,", [stem(name) for name in names])
 
 
 def _numbers(path: Path, line: int, row: list[str], columns: int) -> list[float]:
@@ -135,10 +154,10 @@ def _numbers(path: Path, line: int, row: list[str], columns: int) -> list[float]
     return values
 
 
-def _check_unique(path: Path, what: str, names: Sequence[str]) -> None:
+def _check_unique(where: object, what: str, names: Sequence[str]) -> None:
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
-        raise DataError(f"{path}: got the {what} {name} {count} times, wanted it once")
+        raise DataError(f"{where}: got the {what} {name} {count} times, wanted it once")
 
 
 def _index(images: Sequence[str]) -> dict[str, int]:
