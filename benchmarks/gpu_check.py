@@ -27,7 +27,7 @@ import torch
 from benchmarks import torch_weights
 from latentry import manifest
 from latentry.manifest import FP32, ModelFolder, embedded_models
-from serving import devices, engine, processors, repository
+from serving import devices, engine, labelled, processors, repository
 from serving.devices import Device
 from serving.engine import BadGraph, Graph, NoKernel
 from serving.errors import StartError
@@ -103,9 +103,11 @@ def _check(folder: ModelFolder, precision: str, device: Device, seconds: float) 
         "encoder": (images, {"mean": wanted.posterior, "logvar": wanted.posterior}),
         "decoder": (latents, {"mean": wanted.mean, "images": wanted.levels}),
     }
-    if about.prior is not None and "prior" in ours:
+    if about.prior is not None:
         noise = np.random.default_rng(1).standard_normal((max(BUCKETS), about.prior.noise_dim), np.float32)
         checks["prior"] = (noise, {"latents": TOLERANCES[FP32].posterior})
+    if "density" in ours:
+        checks["density"] = (labelled.split(latents)[0], {"log_prob": TOLERANCES[FP32].posterior})
     agree = [_agrees(kind, theirs[kind], ours[kind], rows, most) for kind, (rows, most) in checks.items()]
     in_torch = _torch(folder, device, images, theirs["encoder"]) if precision == FP32 else None
     for kind, graph, data, rows, module in (
@@ -127,11 +129,17 @@ def _on_the_cpu(folder: ModelFolder, precision: str, threads: int) -> dict[str, 
 
 
 def _inputs(folder: ModelFolder) -> tuple[Any, Any]:
-    """Images that the model might see (its own samples) and latents of the prior, the same on every machine."""
+    """Images that the model might see (its own samples) and latents of the prior, the same on every machine; those of a
+    conditional model are of all its classes, mixed."""
     rng = np.random.default_rng(0)
+    known = folder.manifest.classes
     latents = rng.standard_normal((max(BUCKETS), folder.manifest.latent_dim)).astype(np.float32)
+    mixed = rng.permutation(len(latents))
+    latents = labelled.spread(latents, known)[mixed]
     decoder = engine.load_graphs(folder, Device(devices.CPU, threads=processors.available()), ())["decoder"]
-    return decoder.run(latents, frozenset({"images"}))["images"], latents
+    images = decoder.run(latents, frozenset({"images"}))["images"]
+    _, classes = labelled.split(latents)
+    return images if classes is None else labelled.attach(images, classes), latents
 
 
 def _agrees(kind: str, theirs: Graph, ours: Graph, rows: Any, tolerances: Mapping[str, Tolerance]) -> bool:
@@ -160,7 +168,7 @@ def _torch(folder: ModelFolder, device: Device, images: Any, encoder: Graph) -> 
         print(f"  no comparison with torch: {error}")
         return None
     with torch.inference_mode():
-        mean = modules[0](torch.from_numpy(images[:8]))[0].numpy()
+        mean = modules[0](*_tensors(images[:8]))[0].numpy()
     np.testing.assert_allclose(mean, encoder.run(images[:8], frozenset({"mean"}))["mean"], atol=1e-3, rtol=1e-3)
     return [module.to("cuda" if device.is_gpu else "cpu", memory_format=torch.channels_last) for module in modules]
 
@@ -186,8 +194,8 @@ def _raw(data: bytes, batch: Any, graph: Graph, outputs: frozenset[str], device:
     session = ort.InferenceSession(data, options, providers=device.providers({}, 1))
     place = ("cuda", device.ordinal) if device.is_gpu else ("cpu", 0)
     binding = session.io_binding()
-    ((name, _),) = graph.inputs.items()
-    binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(batch, *place))
+    for name, rows in graph.feeds(batch).items():
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(rows), *place))
     for name in outputs:
         dtype, shape = graph.outputs[name]
         value = ort.OrtValue.ortvalue_from_shape_and_type((len(batch), *shape[1:]), dtype, *place)
@@ -198,11 +206,16 @@ def _raw(data: bytes, batch: Any, graph: Graph, outputs: frozenset[str], device:
 def _in_torch(module: Any, batch: Any, device: Device, kind: str) -> Work:
     def work() -> object:
         with torch.inference_mode():
-            results = module(torch.from_numpy(batch).to("cuda" if device.is_gpu else "cpu"))
+            results = module(*(each.to("cuda" if device.is_gpu else "cpu") for each in _tensors(batch)))
             wanted = results if kind.startswith("encode") else results[:1]
             return [result.cpu().numpy() for result in wanted]
 
     return work
+
+
+def _tensors(rows: Any) -> list[torch.Tensor]:
+    """The rows, and their classes if they have any."""
+    return [torch.from_numpy(np.ascontiguousarray(each)) for each in labelled.split(rows) if each is not None]
 
 
 def _seconds(work: Work, seconds: float) -> float:

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+
+Uint8s = npt.NDArray[np.uint8]
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def turn(image: Image.Image) -> Image.Transpose | None:
+    """What sets `image` upright, as its EXIF orientation says; None if it is, or if that cannot be read."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow raises a dozen kinds; viewers show an image whose EXIF is broken
+        return None
 
 
 def plain(image: Image.Image, channels: int) -> Image.Image:
@@ -27,7 +48,14 @@ def cover(image: Image.Image, height: int, width: int) -> Image.Image:
     return image if image.size == (width, height) else ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 
 
-def to_array(image: Image.Image) -> npt.NDArray[np.uint8]:
+def stretch(image: Image.Image, height: int, width: int) -> Image.Image:
+    """`image` with each side scaled by itself."""
+    if image.width < width and image.height > height:  # Pillow before 12.2 would widen first, rows without number
+        image = image.resize((image.width, height), Image.Resampling.LANCZOS)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def to_array(image: Image.Image) -> Uint8s:
     """A plain image as uint8 [H, W, C]."""
     return np.asarray(image, np.uint8).reshape(image.height, image.width, -1)
 
@@ -35,3 +63,13 @@ def to_array(image: Image.Image) -> npt.NDArray[np.uint8]:
 def to_pillow(pixels: npt.NDArray[Any]) -> Image.Image:
     """uint8 [H, W, C] as an image, grey or RGB."""
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def to_file(pixels: npt.NDArray[Any], kind: str, quality: int) -> bytes:
+    """uint8 [H, W, C] as a file, "PNG", "JPEG" or "WEBP"; `quality` 1 to 100, of a WebP 100 keeps each pixel."""
+    options: dict[str, Any] = {"compress_level": 1} if kind == "PNG" else {"quality": quality}
+    if kind == "WEBP" and quality == 100:
+        options = {"lossless": True}
+    buffer = io.BytesIO()
+    to_pillow(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()

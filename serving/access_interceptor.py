@@ -16,9 +16,10 @@ import grpc
 from serving.access import Access, Role, credentials_of
 from serving.errors import ServiceError
 from serving.interceptor import ADMIN_SERVICE, SERVICE
+from serving.oip.servicer import SERVICE as OIP_SERVICE
 
 # By their names, so that a service that is added is shut until somebody says who may call it.
-_OURS = frozenset({SERVICE, ADMIN_SERVICE})
+_OURS = frozenset({SERVICE, ADMIN_SERVICE, OIP_SERVICE})
 _HEALTH = "grpc.health."
 _REFLECTION = "grpc.reflection."
 

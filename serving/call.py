@@ -15,13 +15,15 @@ from dataclasses import dataclass, field
 from serving.batches import Run
 
 INTERACTIVE, BACKGROUND = "interactive", "background"  # priorities
+_MOST_STAGES = 256  # that are kept for a trace
 
 
 @dataclass(slots=True)
 class Stage:
     """Something that took time: `codec_in`, `queue`, `inference` or `codec_out`, from `started_ns` of the wall clock.
 
-    `graph` (encoder or decoder) and `batch`, which other calls may share, are those of `queue` and `inference`.
+    `graph` (encoder, decoder, prior or density) and `batch`, which other calls may share, are those of `queue` and
+    `inference`.
     """
 
     name: str
@@ -46,8 +48,10 @@ class Call:
     reply_bytes: int = 0
     priority: str = INTERACTIVE
     deadline: float | None = None  # on the loop's clock
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[Stage] = field(default_factory=list)  # the first of them: a stream may have any number
+    seconds: dict[str, float] = field(default_factory=dict)  # of all of them, by their names
     started_ns: int = field(default_factory=time.time_ns)
+    begun: float = field(default_factory=time.perf_counter)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -56,12 +60,17 @@ class Call:
         try:
             yield
         finally:
-            self.stages.append(Stage(name, wall, time.perf_counter() - started))
+            self._add(Stage(name, wall, time.perf_counter() - started))
 
     def ran(self, graph: str, queue_s: float, run: Run) -> None:
         """A batch with rows of this call has run, after they had waited `queue_s` seconds."""
-        self.stages.append(Stage("queue", run.started_ns - int(queue_s * 1e9), queue_s, graph))
-        self.stages.append(Stage("inference", run.started_ns, run.seconds, graph, run))
+        self._add(Stage("queue", run.started_ns - int(queue_s * 1e9), queue_s, graph))
+        self._add(Stage("inference", run.started_ns, run.seconds, graph, run))
+
+    def _add(self, stage: Stage) -> None:
+        self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + stage.seconds
+        if len(self.stages) < _MOST_STAGES:
+            self.stages.append(stage)
 
 
 _current: ContextVar[Call] = ContextVar("call")

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentry.manifest import AggregatePosterior
+from serving.scores import squared_errors
 
 Floats = npt.NDArray[np.floating[Any]]
 Uint8s = npt.NDArray[np.uint8]
@@ -152,10 +153,3 @@ class Reconstruction:
         for error in squared_errors(images, reconstructed):
             if math.isfinite(error):
                 self._report(float(error))
-
-
-def squared_errors(images: Uint8s, reconstructed: Floats) -> Floats:
-    """Mean squared error of each image [K] over its pixels in [0, 1]; the manifest's PSNR is -10 log10 of it."""
-    difference = images.astype(np.float32) / np.float32(255) - reconstructed
-    errors: Floats = (difference.reshape(len(difference), -1) ** 2).mean(1)
-    return errors

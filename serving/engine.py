@@ -5,6 +5,8 @@ once: its device's one thread runs it.
 
 Where shapes are costly (CUDA searches algorithms and plans memory for each new one), rows are padded to one of a few
 batch sizes, the buckets, and input and output buffers are allocated once for each bucket and reused.
+
+The graphs of a conditional model take the class of each row as well: their rows are what `labelled.attach` makes.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ import numpy.typing as npt
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is loaded, and else reports home
 import onnxruntime as ort
 
-from latentry.manifest import FP32, Manifest, ModelFolder, graph_file
+from latentry.manifest import DENSITY_FILE, FP32, Manifest, ModelFolder, graph_file
 from latentry.onnx_runtime import said
 from latentry.printable import plain
-from serving import devices
+from serving import devices, labelled
 from serving.devices import Device
+from serving.likelihoods import PARAMETERS_PER_CHANNEL
 from serving.pinned import pin
 
 Array = npt.NDArray[Any]
@@ -39,7 +42,7 @@ _DTYPES: Mapping[str, type[np.generic]] = {
 
 
 _LABELS = "labels"  # an input of a conditional model's graphs: the class of each row
-_PARAMETERS = "parameters"  # an output of some decoders that no call asks for
+_PARAMETERS = "parameters"  # an output of some decoders: what the manifest does not tell the shape of
 _PRECISION = "latentry.precision"  # in a graph's metadata; one that does not say is fp32
 # How far a row may differ between batch sizes, for which devices choose other kernels, which sum in another order:
 # a share of 1 + the largest value. fp32: TF32 convolutions keep 10 bits. fp16 keeps 10 bits too, but of all that lies
@@ -125,7 +128,7 @@ def _as_file(model: bytes) -> Iterator[str | bytes]:
 class Graph:
     """A graph on a device. `buckets` are the batch sizes to pad to; none means that any size runs as it is. `profile`
     has the shape of one item for each input, which TensorRT wants to know beforehand. `precision` says how exact it is.
-    With a `label`, every row is said to be of this class; such a graph takes no buckets.
+    `classes` are those that a conditional model's rows are of, else 0.
     """
 
     def __init__(
@@ -135,10 +138,10 @@ class Graph:
         profile: Mapping[str, Sequence[int]],
         buckets: Sequence[int] = (),
         precision: str = FP32,
-        label: int | None = None,
+        classes: int = 0,
     ) -> None:
         self.precision = precision
-        self._label = label
+        self._classes = classes
         self._model = model  # kept for `restart`
         self._device = device
         self._profile = profile
@@ -174,24 +177,28 @@ class Graph:
             raise RuntimeError("this graph has no session: it is closed, or could not be restarted")
         if not self._buckets:
             names = sorted(outputs)
-            labels = {} if self._label is None else {_LABELS: np.full(len(rows), self._label, np.int64)}
-            return dict(zip(names, self._session.run(names, {self._input: rows, **labels}), strict=True))
+            return dict(zip(names, self._session.run(names, self.feeds(rows)), strict=True))
         size = self.bucket(len(rows))
         if size not in self._bound:
             self._bound[size] = _BoundBatch(self, self._session, self._device, size)
-        return self._bound[size].run(rows, outputs)
+        return self._bound[size].run(self.feeds(rows), outputs)
+
+    def feeds(self, rows: Array) -> dict[str, Array]:
+        """What each input is given for these rows."""
+        items, classes = labelled.split(rows)
+        return {self._input: items} if classes is None else {self._input: items, _LABELS: classes}
 
     def warm_up_sizes(self, max_batch: int) -> Sequence[int]:
         """The batch sizes to run once before callers wait for it: each bucket, or one and the largest."""
         return self._buckets or sorted({1, max_batch})
 
     def warm(self, size: int) -> None:
-        """Run a batch of `size` once.
+        """Run a batch of `size` once, of as many classes as there are rows.
 
         Raises `BadGraph` if that fails, or gives outputs that are not finite or not of the shapes that were declared.
         """
         dtype, shape = self.inputs[self._input]
-        results = self._try(np.zeros((size, *shape[1:]), dtype))
+        results = self._try(labelled.spread(np.zeros((size, *shape[1:]), dtype), self._classes))
         for name, (_, declared) in self.outputs.items():
             got, wanted = results[name], (size, *declared[1:])
             if got.shape != wanted:
@@ -209,7 +216,7 @@ class Graph:
         n = min(3, max(self._buckets, default=3))
         rows = self._some(2 * n)
         together = self._try(rows[:n])
-        alone = [self._try(row[None]) for row in rows[:n]]
+        alone = [self._try(rows[k : k + 1]) for k in range(n)]
         elsewhere = self._try(np.concatenate([rows[:1], rows[n + 1 :]]))
         same_size = self.precision if self._device.is_gpu else FP32
         for name in self.outputs:
@@ -239,7 +246,8 @@ class Graph:
         rng = np.random.default_rng(0)
         dtype, shape = self.inputs[self._input]
         item = (rows, *shape[1:])
-        return rng.integers(0, 256, item, np.uint8) if dtype is np.uint8 else rng.standard_normal(item, np.float32)
+        noise = rng.integers(0, 256, item, np.uint8) if dtype is np.uint8 else rng.standard_normal(item, np.float32)
+        return labelled.spread(noise, self._classes)
 
     def restart(self) -> None:
         """Free the session and its buffers, load the graph again and run it once; raises `BadGraph`."""
@@ -275,15 +283,16 @@ class _BoundBatch:
 
     def __init__(self, graph: Graph, session: ort.InferenceSession, device: Device, size: int) -> None:
         place = ("cuda", device.ordinal) if device.is_gpu else ("cpu", 0)
-        ((name, (dtype, shape)),) = graph.inputs.items()
         self._session = session
         self._options = ort.RunOptions()
         if device.cuda_graphs:
             self._options.add_run_config_entry("gpu_graph_id", str(size))  # one captured graph a bucket
-        self._staging = _buffer((size, *shape[1:]), dtype, device)
-        self._input = ort.OrtValue.ortvalue_from_numpy(self._staging, *place)
         self._binding = session.io_binding()
-        self._binding.bind_ortvalue_input(name, self._input)
+        self._inputs: dict[str, tuple[Array, ort.OrtValue]] = {}
+        for name, (dtype, shape) in graph.inputs.items():
+            staging = _buffer((size, *shape[1:]), dtype, device)
+            self._inputs[name] = staging, ort.OrtValue.ortvalue_from_numpy(staging, *place)
+            self._binding.bind_ortvalue_input(name, self._inputs[name][1])
         self._host: dict[str, Array] = {}
         self._outputs: dict[str, ort.OrtValue] = {}
         for name, (dtype, shape) in graph.outputs.items():
@@ -295,12 +304,15 @@ class _BoundBatch:
             self._outputs[name] = value
             self._binding.bind_ortvalue_output(name, value)
 
-    def run(self, rows: Array, outputs: frozenset[str]) -> dict[str, Array]:
-        self._staging[: len(rows)] = rows  # what is left of an earlier batch pads the rest
-        self._input.update_inplace(self._staging)
+    def run(self, feeds: Mapping[str, Array], outputs: frozenset[str]) -> dict[str, Array]:
+        n = 0
+        for name, (staging, value) in self._inputs.items():
+            n = len(feeds[name])
+            staging[:n] = feeds[name]  # what is left of an earlier batch pads the rest
+            value.update_inplace(staging)
         self._session.run_with_iobinding(self._binding, self._options)
         # A copy: the buffers are written again by the next batch, while these rows are still on their way out.
-        return {name: np.array(self._result(name)[: len(rows)]) for name in outputs}
+        return {name: np.array(self._result(name)[:n]) for name in outputs}
 
     def _result(self, name: str) -> Array:
         return self._host[name] if name in self._host else self._outputs[name].numpy()
@@ -314,27 +326,29 @@ def _buffer(shape: tuple[int, ...], dtype: type[np.generic] | None, device: Devi
 
 
 def load_graphs(folder: ModelFolder, device: Device, buckets: Sequence[int], precision: str = FP32) -> dict[str, Graph]:
-    """The encoder and the decoder of a verified folder in one of its precisions, and the prior that it was trained with
-    if that is not N(0, I), in fp32.
+    """All that a version is served with: the encoder and the decoder of a verified folder in one of its precisions, and
+    in fp32 its own prior, if it has one, and the density of a prior that it was trained with.
 
     Raises `BadGraph`, naming the file, if one cannot be loaded or disagrees with the manifest.
     """
-    prior = folder.manifest.prior
-    kinds = ["encoder", "decoder", *(["prior"] if prior is not None and prior.learnt else [])]
-    if folder.manifest.classes:
-        raise BadGraph(f"{folder.path}: a conditional model, whose graphs want labels; such are not served yet")
-    return {kind: load_graph(folder, kind, device, buckets, precision) for kind in kinds}
+    return {kind: load_graph(folder, kind, device, buckets, precision) for kind in served(folder.manifest)}
+
+
+def served(about: Manifest) -> list[str]:
+    """The kinds of graphs that a version is served with."""
+    kinds = ["encoder", "decoder"]
+    if about.prior is not None:
+        kinds.append("prior")
+        # A model whose prior was fitted afterwards was trained with N(0, I), and its log p(z) is that one's.
+        if about.prior.learnt and DENSITY_FILE in about.files:
+            kinds.append("density")
+    return kinds
 
 
 def load_graph(
-    folder: ModelFolder,
-    kind: str,
-    device: Device,
-    buckets: Sequence[int] = (),
-    precision: str = FP32,
-    label: int | None = None,
+    folder: ModelFolder, kind: str, device: Device, buckets: Sequence[int] = (), precision: str = FP32
 ) -> Graph:
-    """One graph of a verified folder; with a `label`, that of a conditional model for this one class.
+    """One graph of a verified folder.
 
     Raises `BadGraph`, naming the file, if it cannot be loaded or disagrees with the manifest.
     """
@@ -343,9 +357,12 @@ def load_graph(
     inputs, outputs = _wanted(folder.manifest, kind)
     try:
         profile = {name: item for name, (_, item) in inputs.items()}
-        graph = Graph(folder.graphs[file], device, profile, buckets, here, label)
+        classes = folder.manifest.classes if _LABELS in inputs else 0
+        graph = Graph(folder.graphs[file], device, profile, buckets, here, classes)
         _compare("input", graph.inputs, inputs)
-        offered = {name: port for name, port in graph.outputs.items() if name != _PARAMETERS}
+        offered = dict(graph.outputs)
+        if kind == "decoder" and _PARAMETERS in offered:
+            _check_parameters(folder.manifest, *offered.pop(_PARAMETERS))
         _compare("output", offered, outputs)
         metadata = {_PRECISION: FP32, **graph.metadata}
         for key, value in {_PRECISION: FP32, **folder.manifest.graph_metadata(kind, here)}.items():
@@ -385,6 +402,21 @@ def _compare(side: str, got: Mapping[str, Any], wanted: _Ports) -> None:
             raise BadGraph(f"{side} {name}: got shape {list(got_shape)}, wanted a free batch dimension first")
         if tuple(got_shape[1:]) != item:
             raise BadGraph(f"{side} {name}: got items of {list(got_shape[1:])}, the manifest says {list(item)}")
+
+
+def _check_parameters(about: Manifest, dtype: type[np.generic] | None, shape: tuple[Any, ...]) -> None:
+    """Raises `BadGraph` unless the decoder gives so many numbers for each value of a pixel."""
+    height, width, channels = about.image_shape
+    free, *item = shape or (1,)
+    numbers = item[2] if len(item) == 3 and isinstance(item[2], int) else 0
+    known = PARAMETERS_PER_CHANNEL.get(about.likelihood.name)
+    right = numbers % channels == 0 if known is None else numbers == known * channels
+    fits = item[:2] == [height, width] and numbers > 0 and right
+    if dtype is not np.float32 or isinstance(free, int) or not fits:
+        got = f"{np.dtype(dtype) if dtype else 'another type'} {list(shape)}"
+        many = f"a multiple of {channels}" if known is None else known * channels
+        wanted = f"float32 [N, {height}, {width}, {many}]"
+        raise BadGraph(f"output {_PARAMETERS}: got {got}, wanted {wanted}")
 
 
 def provider_report() -> tuple[str, str, list[str]]:

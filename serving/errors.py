@@ -5,6 +5,7 @@
             PermissionDenied    QuotaExceeded    QueueFull         DeadlinePassed
             Draining, Internal  Conflict (admin)
             MessageTooLarge
+            NotRead
 
 Raise anywhere, translate once: the interceptor turns a `ServiceError` into its gRPC status and google.rpc details, and
 whatever else is raised into INTERNAL, which says nothing of the inside. `StartError` is the operator's: one line, exit.
@@ -138,6 +139,15 @@ class MessageTooLarge(ServiceError):
 
     def __init__(self, got: int, most: int) -> None:
         super().__init__(f"request: got {got} bytes, wanted at most {most}; send fewer items a call")
+
+
+class NotRead(_Retryable):
+    """A stream whose reader has stopped. What gRPC holds for it already comes before this, if it ever reads on."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    def __init__(self, patience_s: float) -> None:
+        super().__init__(f"the stream was not read for {patience_s:g} s; ask again for what has not come", 1.0)
 
 
 class QuotaExceeded(_Retryable):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
 
 from serving.errors import Draining
+
+T = TypeVar("T")
 
 
 class Gate:
@@ -17,7 +20,16 @@ class Gate:
         self._in_flight = 0
         self._empty = asyncio.Event()
         self._empty.set()
-        self.shut = False
+        self._shut = asyncio.Event()
+
+    @property
+    def shut(self) -> bool:
+        """Whether no more calls come in."""
+        return self._shut.is_set()
+
+    def close(self) -> None:
+        """Let no more calls in."""
+        self._shut.set()
 
     @contextlib.contextmanager
     def passing(self) -> Iterator[None]:
@@ -29,6 +41,19 @@ class Gate:
             yield
         finally:
             self._count(-1)
+
+    async def unless_shut(self, awaited: Awaitable[T]) -> T:
+        """What is awaited; raises `Draining` if the gate is shut before it comes."""
+        coming = asyncio.ensure_future(awaited)
+        shut = asyncio.ensure_future(self._shut.wait())
+        try:
+            await asyncio.wait({coming, shut}, return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                raise Draining
+            return coming.result()
+        finally:
+            coming.cancel()
+            shut.cancel()
 
     async def wait_empty(self, timeout_s: float) -> bool:
         """Whether every call has gone within `timeout_s`."""

@@ -7,12 +7,14 @@ What a call learns on its way goes into its record (`serving.call`), which goes 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
@@ -26,6 +28,7 @@ from serving.errors import (
     Internal,
     InvalidArgument,
     MessageTooLarge,
+    NotRead,
     PermissionDenied,
     QueueFull,
     QuotaExceeded,
@@ -44,6 +47,7 @@ REQUEST_ID_KEY = "x-request-id"
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _MAX_UNREAD_BYTES = 64 << 20  # of replies on one connection, before more calls are refused
+_PATIENCE_S = 60.0  # with the reader of a stream that takes nothing
 _LATE_S = 0.02  # the caller's clock may run out, and its cancellation arrive, a little before ours
 
 Metadata = Sequence[tuple[str, "str | bytes"]]
@@ -60,12 +64,49 @@ class _Gone(Exception):
     """The caller left while it was being answered."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """One rpc of one service, and grpc's handler of it."""
+
+    service: str
+    rpc: str
+    handler: Any
+
+    @property
+    def takes_stream(self) -> bool:
+        return bool(self.handler.request_streaming)
+
+    @property
+    def gives_stream(self) -> bool:
+        return bool(self.handler.response_streaming)
+
+    @property
+    def kind(self) -> str:
+        """As go-grpc-prometheus names it."""
+        if self.takes_stream:
+            return "bidi_stream" if self.gives_stream else "client_stream"
+        return "server_stream" if self.gives_stream else "unary"
+
+    def parse(self, data: bytes) -> Any:
+        """The message of these bytes; raises `InvalidArgument`."""
+        try:
+            return self.handler.request_deserializer(data)
+        except DecodeError as error:
+            got = f"{len(data)} bytes that cannot be parsed"
+            raise InvalidArgument("request", got, "a message of this call") from error
+
+    def write(self, reply: Any) -> bytes:
+        """The bytes of a reply."""
+        written: bytes = self.handler.response_serializer(reply)
+        return written
+
+
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in the stubs alone
-    """Wraps the calls of one service of ours, which need `role`; those of other services pass as they are."""
+    """Wraps the calls of some services of ours, which need `role`; those of other services pass as they are."""
 
     def __init__(
         self,
-        service: str,
+        services: Collection[str],
         role: Role,
         access: Access,
         gate: Gate,
@@ -73,7 +114,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         max_message_bytes: Callable[[], int],
         listeners: Sequence[Listener] = (),
     ) -> None:
-        self._service = service
+        self._services = services
         self._role = role
         self._access = access
         self._gate = gate
@@ -90,31 +131,55 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         """The handler that grpc found, inside our measurements."""
         handler = await continuation(handler_call_details)
         service, _, rpc = handler_call_details.method.lstrip("/").partition("/")
-        if handler is None or service != self._service:
+        if handler is None or service not in self._services:
             return handler
-
-        async def behaviour(data: bytes, call: Call, context: Any) -> bytes:
-            self._admit(call, context)
-            if self._unread[call.peer] > _MAX_UNREAD_BYTES:
-                raise QueueFull("replies on this connection are not being read; read them, then try again", 1.0)
-            call.request_bytes = len(data)
-            most = self._max_message_bytes()
-            if len(data) > most:
-                raise MessageTooLarge(len(data), most)
-            reply = await handler.unary_unary(_parse(handler.request_deserializer, data), context)
-            written: bytes = handler.response_serializer(reply)
-            call.reply_bytes = len(written)
-            return written
-
-        async def measured(data: bytes, context: Any) -> None:
-            await self._answer(behaviour, rpc, data, context)
+        method = _Method(service, rpc, handler)
 
         # Bytes are parsed here, so that what is no message is counted and answered like every other bad request.
         # On the wire a stream of one reply is the same as the reply; but `write` returns when the reply has gone.
-        return grpc.unary_stream_rpc_method_handler(measured, None, None)
+        async def measured(data: Any, context: Any) -> None:
+            await self._answer(method, data, context)
+
+        wrap = grpc.stream_stream_rpc_method_handler if method.takes_stream else grpc.unary_stream_rpc_method_handler
+        return wrap(measured, None, None)
+
+    async def _unary(self, method: _Method, data: bytes, call: Call, context: Any) -> bytes:
+        """The reply to the one request of a call."""
+        request = method.parse(self._check_size(data, call))
+        reply: bytes = method.write(await method.handler.unary_unary(request, context))
+        call.reply_bytes = len(reply)
+        return reply
+
+    async def _stream(self, method: _Method, data: Any, call: Call, context: Any) -> None:
+        """Send replies as they are made, no faster than they are read."""
+        if method.takes_stream:
+            replies = method.handler.stream_stream(self._requests(method, aiter(data), call), context)
+        else:
+            replies = method.handler.unary_stream(method.parse(self._check_size(data, call)), context)
+        async with contextlib.aclosing(replies):
+            async for reply in replies:
+                written = method.write(reply)
+                call.reply_bytes += len(written)
+                try:
+                    await asyncio.wait_for(self._send(written, call.peer, context), _PATIENCE_S)
+                except asyncio.TimeoutError as error:
+                    raise NotRead(_PATIENCE_S) from error
+
+    async def _requests(self, method: _Method, stream: AsyncIterator[bytes], call: Call) -> AsyncIterator[Any]:
+        """The requests of a stream, until the caller has no more; raises `Draining` when the gate is shut."""
+        while (data := await self._gate.unless_shut(anext(stream, None))) is not None:
+            yield method.parse(self._check_size(data, call))
+
+    def _check_size(self, data: bytes, call: Call) -> bytes:
+        call.request_bytes += len(data)
+        most = self._max_message_bytes()
+        if len(data) > most:
+            raise MessageTooLarge(len(data), most)
+        return data
 
     def _admit(self, call: Call, context: Any) -> None:
-        """Who calls, and how urgently; raises `Unauthenticated`, `PermissionDenied` or `InvalidArgument`."""
+        """Who calls, and how urgently; raises `Unauthenticated`, `PermissionDenied`, `InvalidArgument` or
+        `QueueFull`."""
         metadata = context.invocation_metadata() or ()
         call.peer = context.peer()
         if self._access.enabled:
@@ -130,12 +195,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
                         f"metadata {PRIORITY_KEY}", repr(value)[:64], f"{INTERACTIVE} or {BACKGROUND}"
                     )
                 call.priority = str(value)
+        if self._unread[call.peer] > _MAX_UNREAD_BYTES:
+            raise QueueFull("replies on this connection are not being read; read them, then try again", 1.0)
 
-    async def _answer(
-        self, behaviour: Callable[[bytes, Call, Any], Awaitable[bytes]], rpc: str, data: bytes, context: Any
-    ) -> None:
-        call = records.begin(rpc)
-        self._metrics.grpc_started.labels("unary", self._service, rpc).inc()
+    async def _answer(self, method: _Method, data: Any, context: Any) -> None:
+        call = records.begin(method.rpc)
+        self._metrics.grpc_started.labels(method.kind, method.service, method.rpc).inc()
         started = time.perf_counter()
         left = context.time_remaining()  # once: gRPC reckons it by the wall clock, which may jump
         call.deadline = None if left is None else asyncio.get_running_loop().time() + left
@@ -143,14 +208,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         call.request_id = _request_id(metadata)
 
         def ended(code: grpc.StatusCode) -> None:  # before the caller hears of it, so that counts never lag behind
-            self._record(call, code, time.perf_counter() - started, metadata)
+            self._record(method, call, code, time.perf_counter() - started, metadata)
 
         refusal: ServiceError
         answered = False
         try:
             with self._gate.passing():
                 context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
-                reply = await behaviour(data, call, context)
+                self._admit(call, context)
+                if method.gives_stream:
+                    await self._stream(method, data, call, context)
+                    return ended(grpc.StatusCode.OK)
+                reply = await self._unary(method, data, call, context)
                 ended(grpc.StatusCode.OK)
                 answered = True
                 return await self._send(reply, call.peer, context)
@@ -159,6 +228,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
             if isinstance(error, QuotaExceeded):
                 self._metrics.quota_refusals.inc()
         except _Gone:
+            if not answered:
+                ended(grpc.StatusCode.CANCELLED)
             raise asyncio.CancelledError from None
         except asyncio.CancelledError:  # by the caller, by its deadline, or by a server that stops at once
             if not answered:
@@ -166,7 +237,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
                 ended(grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED)
             raise
         except Exception:
-            log.exception("%s failed", rpc)
+            log.exception("%s failed", method.rpc)
             refusal = Internal()
         ended(refusal.code)
         try:
@@ -188,15 +259,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
             if not self._unread[peer]:
                 del self._unread[peer]
 
-    def _record(self, call: Call, code: grpc.StatusCode, seconds: float, metadata: Metadata) -> None:
+    def _record(self, method: _Method, call: Call, code: grpc.StatusCode, seconds: float, metadata: Metadata) -> None:
         m = self._metrics
         m.requests.labels(call.rpc, call.model, call.version, code.name).inc()
         m.request_seconds.labels(call.rpc).observe(seconds)
-        m.grpc_handled.labels("unary", self._service, call.rpc, _camel_case(code)).inc()
-        m.grpc_seconds.labels("unary", self._service, call.rpc).observe(seconds)
-        for stage in call.stages:
-            if stage.name in ("codec_in", "codec_out"):
-                m.codec_seconds.labels(call.rpc, stage.name[len("codec_") :]).observe(stage.seconds)
+        m.grpc_handled.labels(method.kind, method.service, method.rpc, _camel_case(code)).inc()
+        m.grpc_seconds.labels(method.kind, method.service, method.rpc).observe(seconds)
+        for direction in ("in", "out"):
+            if f"codec_{direction}" in call.seconds:
+                m.codec_seconds.labels(call.rpc, direction).observe(call.seconds[f"codec_{direction}"])
         for listener in self._listeners:
             _tell(listener, call, code, seconds, metadata)
 
@@ -214,15 +285,6 @@ def _request_id(metadata: Metadata) -> str:
         if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
             return value
     return secrets.token_hex(8)
-
-
-def _parse(deserialise: Callable[[bytes], Any], data: bytes) -> Any:
-    try:
-        return deserialise(data)
-    except DecodeError as error:
-        raise InvalidArgument(
-            "request", f"{len(data)} bytes that cannot be parsed", "a message of this call"
-        ) from error
 
 
 def _camel_case(code: grpc.StatusCode) -> str:

@@ -23,15 +23,15 @@ from serving.batcher import Batcher
 from serving.batches import Room, Run
 from serving.devices import Device
 from serving.drift import Drift, Reconstruction
-from serving.engine import BadGraph, Graph, load_graphs
+from serving.engine import BadGraph, Graph, load_graphs, served
 from serving.metrics import GraphMetrics, Metrics
-from serving.model import DECODER, ENCODER, PRIOR, Limits, Model, limits_of
+from serving.model import Limits, Model, limits_of
 from serving.pool import Pool
 from serving.rehearsal import rehearse
 from serving.settings import Settings
 
 T = TypeVar("T")
-Graphs = Mapping[str, Sequence[Graph]]  # by ENCODER, DECODER and perhaps PRIOR, one for each device
+Graphs = Mapping[str, Sequence[Graph]]  # by kind, as `served` has them, one for each device
 
 
 class Loader:
@@ -163,8 +163,8 @@ class _Observer:
 
 
 def _without_others(folder: ModelFolder, precision: str) -> ModelFolder:
-    """The folder without the graphs of its other precisions: loading goes on for long, and they may be large."""
-    wanted = {graph_file(kind, precision) for kind in (ENCODER, DECODER, PRIOR)}
+    """The folder without the graphs that are not served: loading goes on for long, and they may be large."""
+    wanted = {graph_file(kind, precision) for kind in served(folder.manifest)}
     return replace(folder, graphs={file: data for file, data in folder.graphs.items() if file in wanted})
 
 

@@ -79,7 +79,7 @@ class Metrics:
             "latentry_model_load_seconds", "Reading, verifying and loading the folder.", model, registry=r
         )
         self.warmup_seconds = Gauge(
-            "latentry_model_warmup_seconds", "First runs of both graphs at each batch size.", model, registry=r
+            "latentry_model_warmup_seconds", "First runs of all graphs at each batch size.", model, registry=r
         )
         self.reloads = Counter(
             "latentry_reloads", "Versions loaded, refused or unloaded.", ["model", "outcome"], registry=r

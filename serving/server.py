@@ -23,21 +23,25 @@ from serving import devices, engine, logs, processors
 from serving.access import Access, Role
 from serving.access_interceptor import AccessInterceptor
 from serving.admin import AdminServicer
+from serving.api.codec_threads import CodecThreads
+from serving.api.servicer import VaeServicer
 from serving.catalog import Catalog
-from serving.codec_threads import CodecThreads
 from serving.errors import PortTaken
 from serving.gate import Gate
 from serving.health import Health, HealthServicer
+from serving.inference import grpc_service_pb2_grpc
 from serving.interceptor import ADMIN_SERVICE, SERVICE, CallInterceptor, Listener
 from serving.loading import Loader
 from serving.logs import RequestLog
 from serving.metrics import Metrics
 from serving.model import MAX_MESSAGE
+from serving.oip.servicer import SERVICE as OIP_SERVICE
+from serving.oip.servicer import OipServicer
+from serving.oip.statistics import Statistics
 from serving.pages import Pages
 from serving.pool import Pool
 from serving.quotas import Quotas
 from serving.reloader import Reloader
-from serving.servicer import VaeServicer
 from serving.settings import Settings
 from serving.tls import Certificates
 
@@ -45,6 +49,7 @@ log = logging.getLogger(__name__)
 
 _LAST_REPLIES_S = 0.25  # for replies that are on their way out when every call has been answered
 _LAST_TRACES_S = 2.0
+_ADMIN_BYTES = 1 << 20  # of a request to the administration
 
 _RELOADABLE = {"log_level", "labels"}
 
@@ -83,6 +88,7 @@ class Service:
         self._tracing = _tracing(settings, self.metrics)
         if self._tracing is not None:
             self._listeners.append(self._tracing)
+        self._oip_statistics = Statistics()
         self._gate = Gate(self.metrics.in_flight.set)
         self._admin_gate = Gate()
         self._servers: list[grpc.aio.Server] = []
@@ -139,7 +145,8 @@ class Service:
         self.health.accepting = False
         self.health.look()
         await asyncio.sleep(self.settings.drain_grace_s)
-        self._gate.shut = self._admin_gate.shut = True
+        for gate in (self._gate, self._admin_gate):
+            gate.close()
         gone = [gate.wait_empty(self.settings.drain_s) for gate in (self._gate, self._admin_gate)]
         if not all(await asyncio.gather(*gone)):
             log.warning("calls were still running after %g s", self.settings.drain_s)
@@ -210,15 +217,23 @@ class Service:
         self.reloader.max_message_bytes = most
         interceptors = [
             CallInterceptor(
-                SERVICE, Role.INFER, self._access, self._gate, self.metrics, self._most_bytes, self._listeners
+                {SERVICE, OIP_SERVICE},
+                Role.INFER,
+                self._access,
+                self._gate,
+                self.metrics,
+                self._most_bytes,
+                self._listeners,
             ),
             AccessInterceptor(self._access),
         ]
         server = self._make_server(interceptors, most)
         quotas = Quotas(settings.quota_items_per_s, settings.quota_burst_items or settings.max_request_items)
-        vae_pb2_grpc.add_VaeServiceServicer_to_server(VaeServicer(self.catalog, codec_threads, quotas), server)
+        self._vae = VaeServicer(self.catalog, codec_threads, quotas, settings.max_batch_size)
+        vae_pb2_grpc.add_VaeServiceServicer_to_server(self._vae, server)
+        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._oip(), server)
         health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(self.health), server)
-        self._add_reflection(server, SERVICE)
+        self._add_reflection(server, SERVICE, OIP_SERVICE)
         if settings.channelz:
             channelz.add_channelz_servicer(server)  # type: ignore[arg-type] # it takes both kinds
         self.port = self._listen(server, settings.port)
@@ -229,22 +244,26 @@ class Service:
             return
         interceptors = [
             CallInterceptor(
-                ADMIN_SERVICE,
+                {ADMIN_SERVICE, OIP_SERVICE},
                 Role.ADMIN,
                 self._access,
                 self._admin_gate,
                 self.metrics,
-                lambda: 1 << 20,
+                lambda: _ADMIN_BYTES,
                 self._listeners,
             ),
             AccessInterceptor(self._access),
         ]
         server = self._make_server(interceptors, 1 << 22)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(self.catalog, self.reloader), server)
+        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._oip(self.reloader), server)
         health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(self.health), server)
-        self._add_reflection(server, ADMIN_SERVICE)
+        self._add_reflection(server, ADMIN_SERVICE, OIP_SERVICE)
         self.admin_port = self._listen(server, self.settings.admin_port)
         await server.start()
+
+    def _oip(self, reloader: Reloader | None = None) -> OipServicer:
+        return OipServicer(self._vae, self.catalog, self._is_ready, self._oip_statistics, reloader)
 
     def _make_server(self, interceptors: Sequence[Any], max_message_bytes: int) -> grpc.aio.Server:
         limits = [
@@ -255,10 +274,10 @@ class Service:
         self._servers.append(server)
         return server
 
-    def _add_reflection(self, server: grpc.aio.Server, service: str) -> None:
+    def _add_reflection(self, server: grpc.aio.Server, *services: str) -> None:
         if self.settings.reflection:
             health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-            reflection.enable_server_reflection((service, health, reflection.SERVICE_NAME), server)
+            reflection.enable_server_reflection((*services, health, reflection.SERVICE_NAME), server)
 
     def _listen(self, server: grpc.aio.Server, wanted: int) -> int:
         address = f"{_bracketed(self.settings.host)}:{wanted}"

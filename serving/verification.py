@@ -1,7 +1,7 @@
 """The checks of `latentry verify` that run graphs, on the CPU: those that loading makes, and some that take longer.
 
-Each graph of a folder on its own, in every precision, also those that are not served: a prior that was fitted
-afterwards, a density, the graphs of a conditional model (as if all rows were of its first and of its last class).
+Each graph of a folder on its own, in every precision, also the one that is not served: the density of a prior that
+was fitted afterwards.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from latentry import manifest as manifests
 from latentry.manifest import FP32, Manifest, ModelFolder, graph_file
 from latentry.verification import Check, Skipped, attempt
+from serving import labelled
 from serving.devices import CPU, Device
 from serving.engine import Array, BadGraph, Graph, NoKernel, load_graph
 
@@ -31,11 +32,10 @@ _ENOUGH_DB = 60.0  # a level more or less in one of fifteen values: which ones a
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One file, and how to run it: `label` is the class that its rows are said to be of."""
+    """One file."""
 
     kind: str
     precision: str
-    label: int | None
 
     @property
     def what(self) -> str:
@@ -46,29 +46,27 @@ def of_graphs(folder: ModelFolder) -> Iterator[Check]:
     """Every check of every graph. A graph whose check of the file failed is better left out of `folder.graphs`."""
     loaded: dict[_Part, Graph] = {}
     for part in _parts(folder.manifest):
-        what = f"{part.what}, class {part.label}" if part.label is not None else part.what
-        yield attempt("loads", what, partial(_load, folder, part, loaded))
+        yield attempt("loads", part.what, partial(_load, folder, part, loaded))
         for check, run in (("finite", _finite), ("rows apart", Graph.check_rows), ("repeatable", Graph.check_repeats)):
             work = partial(run, loaded[part]) if part in loaded else partial(_skip, "it is not loaded")
-            yield attempt(check, what, work)
+            yield attempt(check, part.what, work)
     yield from _variants(folder.manifest, loaded)
 
 
 def _parts(about: Manifest) -> Iterator[_Part]:
-    labels = sorted({0, about.classes - 1}) if about.classes else [None]
     for precision in about.precisions:
         for kind in ("encoder", "decoder"):
-            yield from (_Part(kind, precision, label) for label in labels)
+            yield _Part(kind, precision)
     for kind, file in (("prior", manifests.PRIOR_FILE), ("density", manifests.DENSITY_FILE)):
         if file in about.files and about.prior is not None:
-            yield _Part(kind, FP32, None)
+            yield _Part(kind, FP32)
 
 
 def _load(folder: ModelFolder, part: _Part, loaded: dict[_Part, Graph]) -> str | None:
     if part.what not in folder.graphs:
         raise Skipped("its file is not one to load")
     try:
-        loaded[part] = load_graph(folder, part.kind, Device(CPU), (), part.precision, part.label)
+        loaded[part] = load_graph(folder, part.kind, Device(CPU), (), part.precision)
     except NoKernel as error:
         raise Skipped(f"the CPU cannot run {part.precision}: {error}") from error
     return "names, types, shapes and metadata are what the manifest says"
@@ -85,9 +83,8 @@ def _finite(graph: Graph) -> str:
 
 
 def _variants(about: Manifest, loaded: Mapping[_Part, Graph]) -> Iterator[Check]:
-    label = 0 if about.classes else None
     for precision in about.precisions[1:]:
-        parts = [_Part(kind, each, label) for each in (FP32, precision) for kind in ("encoder", "decoder")]
+        parts = [_Part(kind, each) for each in (FP32, precision) for kind in ("encoder", "decoder")]
         graphs = [loaded[part] for part in parts if part in loaded]
         what = f"{precision} against {FP32}"
         if len(graphs) < len(parts):
@@ -101,9 +98,9 @@ def _close(
 ) -> str:
     """Held against what the manifest says was measured on held-out images: here on images that the model draws."""
     names = frozenset({"images", "mean"})
-    latents = _latents(about)
+    latents = labelled.spread(_latents(about), about.classes)
     whole, other = decoder.run(latents, names), other_decoder.run(latents, names)
-    images = _seen(about, whole)
+    images = labelled.spread(_seen(about, whole), about.classes)
     posteriors = [graph.run(images, frozenset({"mean", "logvar"})) for graph in (encoder, other_encoder)]
     got = {
         "encoder_relative": max(_relative(posteriors[1][name], posteriors[0][name]) for name in ("mean", "logvar")),

@@ -19,7 +19,7 @@ import pytest
 from linear_model import LinearModel
 from server_process import free_ports
 
-from latentry import client
+from latentry import streams, target
 from latentry.v1 import vae_pb2_grpc
 from serving.server import Service
 from serving.settings import Settings
@@ -119,6 +119,13 @@ def fashion_images() -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 @pytest.fixture(scope="session")
+def fashion_labels() -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Their classes, uint8 [N]."""
+    raw = gzip.decompress((FASHION / "t10k-labels-idx1-ubyte.gz").read_bytes())
+    return np.frombuffer(raw, np.uint8, offset=8)
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder that LATENTRY_DATA names, with mnist/, fashion-mnist/ and lfw64/."""
     folder = os.environ.get("LATENTRY_DATA")
@@ -130,8 +137,9 @@ def shared_data() -> Path:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that try as often as ever, but hardly pause in between: for servers that the last try finds no better."""
-    (method,) = client._RETRY["methodConfig"]
+    method = target.RETRY["methodConfig"][0]
     monkeypatch.setitem(method["retryPolicy"], "maxBackoff", "0.01s")
+    monkeypatch.setattr(streams, "MAX_PAUSE_S", 0.01)
 
 
 @pytest.fixture

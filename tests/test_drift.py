@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from latentry import Client, manifest
 from latentry.manifest import AggregatePosterior, embedded_models
-from serving.drift import Drift, Figures, Reconstruction, compare, squared_errors
+from serving.drift import Drift, Figures, Reconstruction, compare
 from serving.metrics import Metrics
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -237,13 +237,6 @@ def test_digits_in_the_clothes_model_are_drift_and_clothes_are_not(fashion_image
     expected = 10 ** (-manifest.read(FASHION).manifest.evaluation["psnr_db"] / 10)
     assert clothes_error == pytest.approx(expected, rel=0.1), "as the manifest's PSNR says"
     assert digits_error > 3 * clothes_error
-
-
-def test_the_error_of_many_images_is_that_of_each() -> None:
-    rng = np.random.default_rng(5)
-    images, decoded = rng.integers(0, 256, (9, 5, 4, 3), np.uint8), rng.random((9, 5, 4, 3), np.float32)
-    each = [np.mean((image / 255 - mean) ** 2) for image, mean in zip(images, decoded, strict=True)]
-    assert squared_errors(images, decoded) == pytest.approx(each, rel=1e-5)
 
 
 def test_a_service_reports_drift_and_a_rising_error_when_it_is_fed_digits(

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import conditional_model
 import linear_model
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
 def test_every_model_is_checked_and_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "--device", "cpu") == 0
     said = capsys.readouterr().out
-    assert said.count(": ok") == 3 * 4 + 5, "encoder and decoder of each precision, and a prior"
+    assert said.count(": ok") == 3 * 4 + 6, "encoder and decoder of each precision, a prior and its density"
     timed = [line.split() for line in said.splitlines() if line.split()[:1] in (["1"], ["4"], ["80"])]
     assert len(timed) == 3 * 2 * 4, "three buckets of two graphs"
     figures = [[float(figure.replace(",", "")) for figure in line[1:]] for line in timed]
@@ -48,6 +49,16 @@ def test_every_precision_is_checked_and_timed(
         assert f"linear 1 in {precision}: (12, 10, 1), 5 latents" in said
         assert f"encode {precision}" in said
         assert f"decode {precision}" in said
+
+
+def test_a_conditional_model_is_checked_and_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conditional_model.write(tmp_path, 10)
+    assert run(monkeypatch, "--device", "cpu", "--models", str(tmp_path)) == 0
+    said = capsys.readouterr().out
+    assert said.count(": ok") == 4
+    assert len([line for line in said.splitlines() if line.split()[:1] == ["80"]]) == 2, "both graphs are timed"
 
 
 def test_a_precision_that_cannot_be_run_is_said_and_fails(

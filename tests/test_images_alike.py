@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from latentry.v1 import vae_pb2 as pb
-from serving import codec
+from serving.api import codec
 from training.images import fit
 
 RNG = np.random.default_rng(0)

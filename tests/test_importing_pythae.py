@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from latentry import Client, manifest
-from serving.latents import standard_normals
+from serving.latents.noise import standard_normals
 from serving.server import Service
 from training.import_command import add_import_arguments, run_import
 

@@ -64,13 +64,18 @@ def imports_of(file: Path) -> set[str]:
 
 
 def test_only_the_engine_imports_onnxruntime() -> None:
-    users = {file.name for file in (ROOT / "serving").glob("*.py") if "onnxruntime" in imports_of(file)}
+    users = {file.name for file in (ROOT / "serving").rglob("*.py") if "onnxruntime" in imports_of(file)}
     assert users == {"engine.py"}
 
 
 def test_only_the_edge_sees_messages() -> None:
-    users = {file.name for file in (ROOT / "serving").glob("*.py") if "latentry.v1" in imports_of(file)}
-    assert users == {"admin.py", "codec.py", "interceptor.py", "server.py", "servicer.py"}
+    def users(folder: str, stubs: str) -> set[str]:
+        return {file.name for file in (ROOT / folder).glob("*.py") if stubs in imports_of(file)}
+
+    assert users("serving", "latentry.v1") == {"admin.py", "interceptor.py", "server.py"}
+    assert users("serving", "serving.inference") == {"server.py"}
+    assert not users("serving/latents", "latentry.v1")
+    assert not users("serving/api", "serving.inference")
 
 
 @pytest.mark.parametrize("package", ["latentry", "training", "serving"])

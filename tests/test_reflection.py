@@ -14,13 +14,15 @@ def test_a_stranger_lists_the_service_and_calls_sample(linear_service: Service) 
         database = ProtoReflectionDescriptorDatabase(channel)
         assert set(database.get_services()) == {
             "latentry.v1.VaeService",
+            "inference.GRPCInferenceService",
             "grpc.health.v1.Health",
             "grpc.reflection.v1alpha.ServerReflection",
         }
         pool = descriptor_pool.DescriptorPool(database)
         service = pool.FindServiceByName("latentry.v1.VaeService")
         assert [method.name for method in service.methods] == [
-            *("Encode", "Decode", "Sample", "Interpolate", "ListModels", "GetModel"),
+            *("Encode", "Decode", "Sample", "StreamSample", "Interpolate", "StreamInterpolate", "Reconstruct"),
+            *("Edit", "Neighbours", "ListModels", "GetModel"),
         ]
         sample = service.methods_by_name["Sample"]
         request = message_factory.GetMessageClass(sample.input_type)(count=2, seed=5)

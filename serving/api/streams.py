@@ -1,0 +1,36 @@
+"""Long answers in parts: how large each is, and how far ahead of its reader the next one may be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def parts(first: int, end: int, chunk_items: int, default: int) -> Iterator[tuple[int, int]]:
+    """Where each part of the items `first` to `end` begins, and how many items it has: `chunk_items`, or if that is 0
+    one, so that there is something to show at once, and then `default`."""
+    at, size = first, chunk_items or 1
+    while at < end:
+        yield at, min(size, end - at)
+        at, size = at + size, chunk_items or default
+
+
+async def one_ahead(work: Iterable[Coroutine[Any, Any, T]]) -> AsyncGenerator[T, None]:
+    """The results in order. While one is with the reader the next one is worked on, but no more: a reader that is slow,
+    or has gone, makes no work."""
+    running: deque[asyncio.Task[T]] = deque()
+    try:
+        for each in work:
+            running.append(asyncio.ensure_future(each))
+            if len(running) > 1:
+                yield await running.popleft()
+        while running:
+            yield await running.popleft()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)

@@ -1,0 +1,63 @@
+"""Between tensors of messages and arrays, both ways, and every check of a tensor's type, shape, size and numbers.
+
+Knows nothing of models but their width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from latentry.v1 import vae_pb2 as pb
+from serving.errors import InvalidArgument
+
+Array = npt.NDArray[Any]
+Float32s = npt.NDArray[np.float32]
+
+MAX_LATENT = 1e6  # a latent's magnitude: far beyond any prior, and far from where float32 overflows
+_DTYPES: dict[int, type[np.generic]] = {pb.DATA_TYPE_UINT8: np.uint8, pb.DATA_TYPE_FLOAT32: np.float32}
+_NAMES: dict[type[np.generic], str] = {np.uint8: "UINT8", np.float32: "FLOAT32"}
+
+
+def read_tensor(tensor: pb.Tensor, field: str, shape: str) -> Array:
+    """The array that `tensor` holds, of any shape; `shape` says in words what is wanted.
+
+    Raises `InvalidArgument` if the type is unknown or the bytes are not those of dtype and shape.
+    """
+    dtype = _DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise InvalidArgument(f"{field}.dtype", tensor.dtype, "DATA_TYPE_UINT8 (1) or DATA_TYPE_FLOAT32 (2)")
+    if len(tensor.shape) > 8 or any(side < 1 for side in tensor.shape):
+        raise InvalidArgument(f"{field}.shape", list(tensor.shape[:9]), shape)
+    wanted = math.prod(tensor.shape) * np.dtype(dtype).itemsize
+    if len(tensor.data) != wanted:
+        what = f"{wanted} bytes, as {_NAMES[dtype]} {list(tensor.shape)} takes"
+        raise InvalidArgument(f"{field}.data", f"{len(tensor.data)} bytes", what)
+    little = np.dtype(dtype).newbyteorder("<")
+    return np.frombuffer(tensor.data, little).astype(dtype, copy=False).reshape(tuple(tensor.shape))
+
+
+def read_latents(tensor: pb.Tensor, latent_dim: int, max_items: int, field: str = "latents") -> Float32s:
+    """Latents [N, Z], checked: float32, finite, Z as the model's, N from 1 to `max_items`."""
+    wanted = f"[N, {latent_dim}] with N from 1 to {max_items}"
+    latents = read_tensor(tensor, field, wanted)
+    if latents.dtype != np.float32:
+        raise InvalidArgument(f"{field}.dtype", "DATA_TYPE_UINT8", "DATA_TYPE_FLOAT32")
+    if latents.ndim != 2 or latents.shape[1] != latent_dim or len(latents) > max_items:
+        raise InvalidArgument(f"{field}.shape", list(latents.shape), wanted)
+    sane = np.abs(latents) <= MAX_LATENT  # NaN is not
+    if not sane.all():
+        item, latent = (int(i) for i in np.argwhere(~sane)[0])
+        got = f"{latents[item, latent]} at [{item}, {latent}]"
+        raise InvalidArgument(f"{field}.data", got, f"finite numbers from -{MAX_LATENT:g} to {MAX_LATENT:g}")
+    return latents
+
+
+def write_tensor(array: Array) -> pb.Tensor:
+    """`array` (uint8 or float32) as a message."""
+    dtype = pb.DATA_TYPE_UINT8 if array.dtype == np.uint8 else pb.DATA_TYPE_FLOAT32
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return pb.Tensor(dtype=dtype, shape=array.shape, data=little.tobytes())
