@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_INDEX ?=
 INSTALL := $(PIP) install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test lint format protos release-protos docs lock image gallery gpu-check clean
+.PHONY: help install demo test lint format protos release-protos docs lock image gallery gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -21,6 +21,8 @@ $(VENV)/.made: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(INSTALL) -e '.[dev]'
 	@touch $@
+
+install: $(VENV)/.made ## make .venv, with the command latentry
 
 demo: $(VENV)/.made ## train, export, serve and call; pictures in out/demo
 	@$(BIN)/latentry demo --data data/fashion-mnist --out out/demo

@@ -1,4 +1,4 @@
-"""`Client` and `AsyncClient`: numpy and Pillow in, numpy and Pillow out.
+"""`Client`: numpy and Pillow in, numpy and Pillow out. `AsyncClient` has the same calls for asyncio.
 
     with latentry.Client("localhost:50051") as client:
         client.sample(64, seed=7).grid().save("samples.png")
@@ -9,120 +9,36 @@ there yet, or going away, is tried again with growing pauses. Knows nothing of h
 
 from __future__ import annotations
 
-import json
-import threading
+import time
+from collections.abc import Generator, Mapping
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import numpy.typing as npt
 
-from latentry import plans
-from latentry.messages import ImageInput
-from latentry.pictures import Pictures, Posterior
-from latentry.plaintext import check_token, insecure_options
+from latentry import asks, plans, streams
+from latentry.choices import ClassInput, Dtype, Easing, Path, Prior, Resize, TruncationMode
+from latentry.inputs import ImageInput, Input
+from latentry.pictures import Edited, Pictures, Posterior, Reconstruction
+from latentry.plaintext import insecure_options
+from latentry.target import LatentryError, Target
 from latentry.v1 import vae_pb2 as pb
 from latentry.v1 import vae_pb2_grpc
 
 T = TypeVar("T")
-Resize = Literal["crop", "stretch"]
-Path = Literal["linear", "spherical"]
-Dtype = Literal["uint8", "float32"]
-Priority = Literal["interactive", "background"]
-
-DEFAULT_TARGET = "localhost:50051"
-_ATTEMPTS = 5  # as many as gRPC allows: pauses of about 0.2, 0.4, 0.8 and 1.6 s between them
-_RETRY = {
-    "methodConfig": [
-        {
-            "name": [{"service": "latentry.v1.VaeService"}],
-            "retryPolicy": {
-                "maxAttempts": _ATTEMPTS,
-                "initialBackoff": "0.2s",
-                "maxBackoff": "5s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
 
 
-class LatentryError(Exception):
-    """A call that the server did not answer: `code` is the gRPC status, the message says what was wrong."""
-
-    def __init__(self, code: grpc.StatusCode, message: str) -> None:
-        self.code = code
-        super().__init__(f"{code.name}: {message}")
-
-
-class _Target:
-    """What both clients know: where the server is and which model is meant."""
-
-    def __init__(
-        self,
-        target: str = DEFAULT_TARGET,
-        *,
-        model: str = "",
-        version: int | None = None,
-        label: str | None = None,
-        priority: Priority = "interactive",
-        token: str | None = None,
-        tls: grpc.ChannelCredentials | bool = False,
-        timeout_s: float = 60.0,
-    ) -> None:
-        """Connect to `target` ("host:port") when first called; `timeout_s` bounds each call, retries included.
-
-        `model`, and `version` or `label`, choose among the server's models; by default its default model, newest
-        version. `background` calls run when no interactive ones wait. `tls` is True to trust the authorities that gRPC
-        trusts, or what `grpc.ssl_channel_credentials` makes of others and of a certificate of one's own. A `token`
-        goes with every call, and over TLS only, unless the target is this machine. Raises `ValueError` for what cannot
-        be.
-        """
-        if version is not None and label is not None:
-            raise ValueError(f"version and label: got {version} and {label!r}, wanted one of them")
-        if token is not None:
-            check_token(token, target, secure=bool(tls))
-        self.target = target
-        self.timeout_s = timeout_s
-        self._selector = pb.ModelSelector(name=model, version=version, label=label)
-        self._metadata: list[tuple[str, str]] = [("latentry-priority", priority)] if priority != "interactive" else []
-        self._metadata += [("authorization", f"Bearer {token}")] if token is not None else []
-        self._credentials = grpc.ssl_channel_credentials() if tls is True else tls or None
-        self._info: pb.ModelInfo | None = None
-        self._lock = threading.Lock()
-        self._channel_bytes = 0  # the message limit that the channel was opened with
-
-    @staticmethod
-    def _options(most: int | None = None) -> list[tuple[str, Any]]:
-        """The channel's options; without `most`, gRPC's own limits: what describes a model is small."""
-        options: list[tuple[str, Any]] = [("grpc.service_config", json.dumps(_RETRY))]
-        if most is not None:
-            options += [
-                ("grpc.max_receive_message_length", most),
-                ("grpc.max_send_message_length", most),
-                ("grpc.per_rpc_retry_buffer_size", most),
-            ]
-        return options
-
-    def _same_model(self, digest: str, reply: Any) -> str:
-        """The digest of the model that answered; `digest` is that of the parts before, or empty.
-
-        Raises `LatentryError` if another model answered them. A model that is not the one that `info` described is
-        asked about again before the next call.
-        """
-        answered: str = reply.model.digest
-        if digest and answered != digest:
-            raise LatentryError(grpc.StatusCode.ABORTED, "the server changed its model between parts of this call")
-        if self._info is not None and answered != self._info.model.digest:
-            self._info = None
-        return answered
-
-
-class Client(_Target):
+class Client(Target):
     """Calls a Latentry server; for threads to share. A context manager, or `close` it.
 
     Every call raises `LatentryError` when the server refuses it, and `ValueError` for what cannot be sent.
+
+    Images are given as an array [N, H, W, C] (uint8, or floats in [0, 1]) or [N, H, W], as Pillow images, paths or
+    file bytes; one or several; `resize` ("crop" or "stretch") fits those of another size. Where images or latents can
+    be given, an array of two dimensions is latents [N, Z]. Images come back as uint8, or with `dtype="float32"` as
+    floats in [0, 1]. A conditional model wants `classes`: one for all or one each, by name or by number. Every result
+    says its `model` (name, version, digest), its `seed`, and its `provenance` (provider, precision, timings).
     """
 
     _channel: grpc.Channel | None = None
@@ -141,7 +57,10 @@ class Client(_Target):
                 self._channel = None
 
     def info(self) -> pb.ModelInfo:
-        """The model: its shapes, limits, likelihood, figures. Asked once, then remembered."""
+        """The model: its shapes, limits, likelihood, attributes, figures. Asked once, then remembered.
+
+        print(client.info().image_shape.height, client.info().latent_dim)
+        """
         info = self._info
         if info is None:
             with self._connect(self._options()) as channel:
@@ -152,49 +71,297 @@ class Client(_Target):
         return info
 
     def models(self) -> list[pb.ModelInfo]:
-        """Every model that the server has loaded."""
+        """Every model that the server has loaded.
+
+        print([each.model.name for each in client.models()])
+        """
         with self._connect(self._options()) as channel:
             return list(self._call(vae_pb2_grpc.VaeServiceStub(channel), "ListModels", pb.ListModelsRequest()).models)
 
     def encode(
-        self, images: ImageInput, *, seed: int | None = None, temperature: float = 1.0, resize: Resize | None = None
+        self,
+        images: ImageInput,
+        *,
+        classes: ClassInput | None = None,
+        seed: int | None = None,
+        first_index: int = 0,
+        temperature: float = 1.0,
+        resize: Resize | None = None,
     ) -> Posterior:
-        """q(z|x) of images: an array [N, H, W, C] (uint8, or floats in [0, 1]), Pillow images, paths or file bytes.
+        """q(z|x) of images.
 
-        With a `seed` also a draw, its noise scaled by `temperature`. `resize` fits images of other sizes.
+            posterior = client.encode(["boot.png", "bag.png"], resize="crop")
+            client.decode(posterior.mean).save("seen.png")
+
+        With a `seed` also a draw, its noise scaled by `temperature`: image k's is that of `first_index` + k.
         """
-        return self._drive(plans.encode(self.info(), self._selector, images, seed, temperature, resize))
+        return self._drive(
+            plans.encode(
+                self._model(),
+                images,
+                classes=classes,
+                seed=seed,
+                first_index=first_index,
+                temperature=temperature,
+                resize=resize,
+            )
+        )
 
-    def decode(self, latents: npt.ArrayLike, *, dtype: Dtype = "uint8") -> Pictures:
-        """Images of latents [N, Z]: the mean of p(x|z), as uint8 or as float32 in [0, 1]."""
-        return self._drive(plans.decode(self.info(), self._selector, latents, dtype))
+    def decode(self, latents: npt.ArrayLike, *, classes: ClassInput | None = None, dtype: Dtype = "uint8") -> Pictures:
+        """Images of latents [N, Z]: the mean of p(x|z).
+
+        client.decode(np.zeros((1, client.info().latent_dim))).save("middle.png")
+        """
+        return self._drive(plans.decode(self._model(), latents, classes=classes, dtype=dtype))
 
     def sample(
         self,
         count: int = 1,
         *,
+        classes: ClassInput | None = None,
         seed: int | None = None,
         first_index: int = 0,
         temperature: float = 1.0,
+        truncation: float | None = None,
+        truncation_mode: TruncationMode = "resample",
+        prior: Prior | None = None,
         dtype: Dtype = "uint8",
     ) -> Pictures:
-        """`count` images from the prior. Image k of a seed is always the same; `first_index` says where to begin."""
-        return self._drive(plans.sample(self.info(), self._selector, count, seed, first_index, temperature, dtype))
+        """`count` images from the prior. Image k of a seed is always the same; `first_index` says where to begin.
+
+            client.sample(64, seed=7).save("samples.png")
+            client.sample(64, seed=7, truncation=1.0).save("typical.png")
+
+        `temperature` scales the noise, `truncation` keeps it within so many deviations: drawn again until it is, or
+        with `truncation_mode="clamp"` cut there. `prior` is "standard", N(0, I), or "fitted", the model's own; by
+        default what the model was trained with.
+        """
+        ask = asks.samples(
+            count,
+            classes=classes,
+            seed=seed,
+            first_index=first_index,
+            temperature=temperature,
+            truncation=truncation,
+            truncation_mode=truncation_mode,
+            prior=prior,
+            dtype=dtype,
+        )
+        return self._drive(plans.sample(self._model(), ask))
+
+    def stream_sample(
+        self,
+        count: int,
+        *,
+        chunk_items: int = 0,
+        classes: ClassInput | None = None,
+        seed: int | None = None,
+        first_index: int = 0,
+        temperature: float = 1.0,
+        truncation: float | None = None,
+        truncation_mode: TruncationMode = "resample",
+        prior: Prior | None = None,
+        dtype: Dtype = "uint8",
+    ) -> Generator[Pictures, None, None]:
+        """`sample` in parts, as they are made: the same images, the first as soon as it exists.
+
+            for part in client.stream_sample(500, seed=7):
+                print(len(part.images), "more")
+
+        Parts are of `chunk_items`, by default one and then what fills a batch, and made no faster than they are read.
+        Leaving the loop cancels the stream. One that breaks because the server goes away or is full goes on where it
+        was, several times if need be; `LatentryError` with ABORTED if it comes back with another model.
+        """
+        ask = asks.samples(
+            count,
+            classes=classes,
+            seed=seed,
+            first_index=first_index,
+            temperature=temperature,
+            truncation=truncation,
+            truncation_mode=truncation_mode,
+            prior=prior,
+            dtype=dtype,
+        )
+        return self._stream(streams.SampleStream(self._model(), ask, chunk_items))
 
     def interpolate(
         self,
-        key_frames: ImageInput,
+        key_frames: Input,
         *,
+        classes: ClassInput | None = None,
         steps: int = 8,
         path: Path = "linear",
+        easing: Easing = "none",
+        loop: bool = False,
+        ends: bool = True,
         resize: Resize | None = None,
         dtype: Dtype = "uint8",
     ) -> Pictures:
-        """A walk from key frame to key frame, `steps` images from each to the next, both included.
+        """A walk from key frame to key frame, images or latents, `steps` images from each to the next, both included.
 
-        `key_frames` are latents, an array [K, Z], or images as `encode` takes them; two or more.
+            client.interpolate(["boot.png", "bag.png"], steps=24, resize="crop").save("walk.gif", scale=4)
+            client.interpolate(latents, path="catmull-rom", loop=True).save("round.webp")
+
+        `path` is "linear", "spherical" or "catmull-rom"; `easing` "none", "in", "out" or "in-out" lets each leg begin
+        or end slowly; `loop` goes on to the first key frame; without `ends` the first and the last are left out. A
+        conditional model wants one class for all.
         """
-        return self._drive(plans.interpolate(self.info(), self._selector, key_frames, steps, path, resize, dtype))
+        request = asks.interpolation(
+            self._selector,
+            key_frames,
+            classes=classes,
+            steps=steps,
+            path=path,
+            easing=easing,
+            loop=loop,
+            ends=ends,
+            resize=resize,
+            dtype=dtype,
+        )
+        return self._drive(plans.interpolate(request))
+
+    def stream_interpolate(
+        self,
+        key_frames: Input,
+        *,
+        chunk_items: int = 0,
+        first_frame: int = 0,
+        classes: ClassInput | None = None,
+        steps: int = 8,
+        path: Path = "linear",
+        easing: Easing = "none",
+        loop: bool = False,
+        ends: bool = True,
+        resize: Resize | None = None,
+        dtype: Dtype = "uint8",
+    ) -> Generator[Pictures, None, None]:
+        """`interpolate` in parts as `stream_sample` has them, beginning with image `first_frame`; for long walks.
+
+        for part in client.stream_interpolate(latents, steps=500):
+            print(len(part.images), "more")
+        """
+        request = asks.interpolation(
+            self._selector,
+            key_frames,
+            classes=classes,
+            steps=steps,
+            path=path,
+            easing=easing,
+            loop=loop,
+            ends=ends,
+            resize=resize,
+            dtype=dtype,
+        )
+        return self._stream(streams.InterpolateStream(request, chunk_items, first_frame))
+
+    def reconstruct(
+        self,
+        images: ImageInput,
+        *,
+        classes: ClassInput | None = None,
+        seed: int | None = None,
+        first_index: int = 0,
+        resize: Resize | None = None,
+        dtype: Dtype = "uint8",
+        scores_only: bool = False,
+    ) -> Reconstruction:
+        """Images encoded and decoded again, and how far each came back from where it was: anomaly scores.
+
+            seen = client.reconstruct(images)
+            print("strangest:", seen.squared_error.argmax(), "in nats:", seen.elbo.min())
+
+        Decoded is the posterior's mean or, with a `seed`, a draw from it as `encode` makes it. `scores_only` leaves
+        the images out.
+        """
+        return self._drive(
+            plans.reconstruct(
+                self._model(),
+                images,
+                classes=classes,
+                seed=seed,
+                first_index=first_index,
+                resize=resize,
+                dtype=dtype,
+                scores_only=scores_only,
+            )
+        )
+
+    def edit(
+        self,
+        base: Input,
+        *,
+        attributes: Mapping[str, float] | None = None,
+        plus: Input | None = None,
+        minus: Input | None = None,
+        amount: float = 1.0,
+        classes: ClassInput | None = None,
+        resize: Resize | None = None,
+        dtype: Dtype = "uint8",
+    ) -> Edited:
+        """Images or latents moved through latent space, and decoded.
+
+            client.edit("me.jpg", attributes={"eyeglasses": 1.0}, resize="crop").save("with_glasses.png")
+            client.edit("a.png", minus=["b.png"], plus=["c.png"]).save("a-b+c.png")
+
+        `attributes` says how much of which of `info().attributes`: 1 adds it, -1 removes it. `plus` and `minus` are
+        examples, images or latents, the difference of whose means is added `amount` times. The result's `attributes`
+        are what was applied: amounts beyond an attribute's limit are cut to it.
+        """
+        return self._drive(
+            plans.edit(
+                self._model(),
+                base,
+                attributes=attributes,
+                plus=plus,
+                minus=minus,
+                amount=amount,
+                classes=classes,
+                resize=resize,
+                dtype=dtype,
+            )
+        )
+
+    def neighbours(
+        self,
+        base: Input,
+        *,
+        grid: tuple[int, int] | None = None,
+        spacing: float | None = None,
+        directions: npt.ArrayLike | None = None,
+        walk: int | None = None,
+        step: float | None = None,
+        seed: int | None = None,
+        classes: ClassInput | None = None,
+        resize: Resize | None = None,
+        dtype: Dtype = "uint8",
+    ) -> Pictures:
+        """What lies around one image or latent: a `grid` of (rows, columns) on a plane, or a random `walk` of images.
+
+            client.neighbours("boot.png", grid=(5, 7), seed=1).save("around.png", columns=7)
+            client.neighbours("boot.png", walk=48, seed=1).save("wander.gif", scale=4)
+
+        The base is in the middle of the grid, whose points are `spacing` apart along two `directions` [2, Z] or those
+        that the seed draws; or it is where the walk begins, whose steps are of length `step`. Both are 0.5 by default.
+        """
+        return self._drive(
+            plans.neighbours(
+                self._model(),
+                base,
+                grid=grid,
+                spacing=spacing,
+                directions=directions,
+                walk=walk,
+                step=step,
+                seed=seed,
+                classes=classes,
+                resize=resize,
+                dtype=dtype,
+            )
+        )
+
+    def _model(self) -> asks.Model:
+        return asks.Model(self._selector, self.info())
 
     def _drive(self, plan: plans.Plan[T]) -> T:
         stub, digest = vae_pb2_grpc.VaeServiceStub(self._open()), ""
@@ -207,6 +374,25 @@ class Client(_Target):
         except StopIteration as done:
             result: T = done.value
             return result
+
+    def _stream(self, stream: streams.Stream) -> Generator[Pictures, None, None]:
+        digest = ""
+        while (request := stream.request()) is not None:
+            rpc = getattr(vae_pb2_grpc.VaeServiceStub(self._open()), stream.rpc)
+            call = rpc(request, timeout=self.timeout_s, metadata=self._metadata)
+            try:
+                for reply in call:
+                    digest = self._same_model(digest, reply.part)
+                    yield stream.take(reply)
+                if stream.tries.ended_early():
+                    raise LatentryError(grpc.StatusCode.DATA_LOSS, "the stream ended before its last image")
+            except grpc.RpcError as error:
+                pause = stream.tries.pause(error.code().name)
+                if pause is None:
+                    raise LatentryError(error.code(), error.details() or "") from error
+                time.sleep(pause)
+            finally:
+                call.cancel()
 
     def _open(self) -> grpc.Channel:
         most = self.info().limits.max_message_bytes
@@ -224,105 +410,4 @@ class Client(_Target):
         try:
             return getattr(stub, rpc)(request, timeout=self.timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise LatentryError(error.code(), error.details() or "") from error
-
-
-class AsyncClient(_Target):
-    """`Client` for asyncio: the same calls, awaited. For one event loop."""
-
-    _channel: grpc.aio.Channel | None = None
-
-    async def __aenter__(self) -> AsyncClient:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the connection; a later call opens it again."""
-        if self._channel is not None:
-            await self._channel.close(None)
-            self._channel = None
-
-    async def info(self) -> pb.ModelInfo:
-        """See `Client.info`."""
-        info = self._info
-        if info is None:
-            async with self._connect(self._options()) as channel:
-                stub = vae_pb2_grpc.VaeServiceStub(channel)
-                reply = await self._call(stub, "GetModel", pb.GetModelRequest(model=self._selector))
-            info = self._info = reply.model
-        return info
-
-    async def models(self) -> list[pb.ModelInfo]:
-        """See `Client.models`."""
-        async with self._connect(self._options()) as channel:
-            reply = await self._call(vae_pb2_grpc.VaeServiceStub(channel), "ListModels", pb.ListModelsRequest())
-            return list(reply.models)
-
-    async def encode(
-        self, images: ImageInput, *, seed: int | None = None, temperature: float = 1.0, resize: Resize | None = None
-    ) -> Posterior:
-        """See `Client.encode`."""
-        return await self._drive(plans.encode(await self.info(), self._selector, images, seed, temperature, resize))
-
-    async def decode(self, latents: npt.ArrayLike, *, dtype: Dtype = "uint8") -> Pictures:
-        """See `Client.decode`."""
-        return await self._drive(plans.decode(await self.info(), self._selector, latents, dtype))
-
-    async def sample(
-        self,
-        count: int = 1,
-        *,
-        seed: int | None = None,
-        first_index: int = 0,
-        temperature: float = 1.0,
-        dtype: Dtype = "uint8",
-    ) -> Pictures:
-        """See `Client.sample`."""
-        info = await self.info()
-        return await self._drive(plans.sample(info, self._selector, count, seed, first_index, temperature, dtype))
-
-    async def interpolate(
-        self,
-        key_frames: ImageInput,
-        *,
-        steps: int = 8,
-        path: Path = "linear",
-        resize: Resize | None = None,
-        dtype: Dtype = "uint8",
-    ) -> Pictures:
-        """See `Client.interpolate`."""
-        info = await self.info()
-        return await self._drive(plans.interpolate(info, self._selector, key_frames, steps, path, resize, dtype))
-
-    async def _drive(self, plan: plans.Plan[T]) -> T:
-        stub, digest = vae_pb2_grpc.VaeServiceStub(await self._open()), ""
-        try:
-            call = next(plan)
-            while True:
-                reply = await self._call(stub, *call)
-                digest = self._same_model(digest, reply)
-                call = plan.send(reply)
-        except StopIteration as done:
-            result: T = done.value
-            return result
-
-    async def _open(self) -> grpc.aio.Channel:
-        most = (await self.info()).limits.max_message_bytes
-        if self._channel is None or self._channel_bytes != most:
-            self._channel, self._channel_bytes = self._connect(self._options(most)), most
-        return self._channel
-
-    def _connect(self, options: list[tuple[str, Any]]) -> grpc.aio.Channel:
-        if self._credentials is None:
-            return grpc.aio.insecure_channel(self.target, options + insecure_options(self.target))
-        return grpc.aio.secure_channel(self.target, self._credentials, options)
-
-    async def _call(self, stub: Any, rpc: str, request: Any) -> Any:
-        try:
-            return await getattr(stub, rpc)(request, timeout=self.timeout_s, metadata=self._metadata)
-        except grpc.aio.AioRpcError as error:
             raise LatentryError(error.code(), error.details() or "") from error

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import grpc
 
-from latentry.client import DEFAULT_TARGET
 from latentry.plaintext import insecure_options
+from latentry.target import DEFAULT_TARGET
 
 
 def add_connection_arguments(parser: argparse.ArgumentParser, default: str | None = DEFAULT_TARGET) -> None:

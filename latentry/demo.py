@@ -19,8 +19,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from latentry.client import Client, LatentryError
+from latentry.client import Client
 from latentry.pictures import Array, grid
+from latentry.target import LatentryError
 
 T = TypeVar("T")
 

@@ -1,28 +1,27 @@
-"""What calls return: arrays, with the way to Pillow images and grids. Knows nothing of gRPC."""
+"""What calls return: arrays, with the way to Pillow images, grids, animations and files. Knows nothing of gRPC."""
 
 from __future__ import annotations
 
+import io
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from latentry import animation as animations
+from latentry import whole_file
 from latentry.pixels import to_pillow
+from latentry.provenance import ModelRef, Provenance
 
 Array = npt.NDArray[Any]
 Float32s = npt.NDArray[np.float32]
 
-
-@dataclass(frozen=True, slots=True)
-class ModelRef:
-    """The model that answered: equal digests are equal models."""
-
-    name: str
-    version: int
-    digest: str
+ENDINGS = (".png", ".gif", ".webp", ".npz")  # of the files that pictures are saved to
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +33,7 @@ class Posterior:
     latents: Float32s | None
     seed: int | None
     model: ModelRef
+    provenance: Provenance
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,22 +44,100 @@ class Pictures:
     latents: Float32s
     seed: int | None
     model: ModelRef
+    provenance: Provenance
 
     def pillow(self) -> list[Image.Image]:
         """The images as Pillow images, mode L or RGB."""
         return [to_pillow(image) for image in _to_uint8(self.images)]
 
-    def grid(self, columns: int | None = None) -> Image.Image:
+    def grid(self, columns: int | None = None, *, scale: int = 1) -> Image.Image:
         """The images as one, row by row; see `grid`."""
-        return grid(self.images, columns)
+        return grid(self.images, columns, scale=scale)
+
+    def animation(
+        self, kind: Literal["gif", "webp"] = "gif", *, frame_ms: int = animations.DEFAULT_FRAME_MS, scale: int = 1
+    ) -> bytes:
+        """The images as the frames of one file that repeats for ever, each shown for `frame_ms`, 20 to 10000.
+
+            Path("walk.gif").write_bytes(client.interpolate(["a.png", "b.png"], steps=24).animation(scale=4))
+
+        `scale` enlarges each pixel to a square of that side. Raises `ValueError` for another kind or time.
+        """
+        return animations.write(_enlarged(self.images, scale), kind, frame_ms)
+
+    def save(
+        self,
+        path: Path | str,
+        *,
+        columns: int | None = None,
+        scale: int = 1,
+        frame_ms: int = animations.DEFAULT_FRAME_MS,
+    ) -> None:
+        """Write what the name's ending says, whole or not at all.
+
+        .png is a grid of `columns`, .gif and .webp are animations of `frame_ms` an image, .npz has the arrays as they
+        are. Raises `ValueError` for another ending.
+        """
+        path = Path(path)
+        data = self.to_bytes(path.suffix, columns=columns, scale=scale, frame_ms=frame_ms)
+        whole_file.write(path, lambda file: file.write(data))
+
+    def to_bytes(self, ending: str, *, columns: int | None, scale: int, frame_ms: int) -> bytes:
+        """What `save` writes into a file of this ending, such as ".png"."""
+        if ending == ".gif":
+            return self.animation("gif", frame_ms=frame_ms, scale=scale)
+        if ending == ".webp":
+            return self.animation("webp", frame_ms=frame_ms, scale=scale)
+        buffer = io.BytesIO()
+        if ending == ".png":
+            self.grid(columns, scale=scale).save(buffer, "PNG")
+        elif ending == ".npz":
+            arrays: dict[str, Any] = self.arrays()
+            np.savez_compressed(buffer, **arrays)
+        else:
+            raise ValueError(f"ending: got {ending!r}, wanted one of {', '.join(ENDINGS)}")
+        return buffer.getvalue()
+
+    def arrays(self) -> dict[str, Array]:
+        """What `save` writes into an .npz file."""
+        seed = {} if self.seed is None else {"seed": np.array(self.seed, np.uint64)}
+        return {"images": self.images, "latents": self.latents, **seed}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reconstruction(Pictures):
+    """What came back of N images, and how far from where it was: anomaly scores, float32 [N] each.
+
+    `squared_error` is the mean over pixel values in [0, 1]; `kl` and `elbo` are in nats, and `elbo` is None if the
+    model cannot tell log p(x|z). Without images (`scores_only`) there are 0 of them.
+    """
+
+    squared_error: Float32s
+    kl: Float32s
+    elbo: Float32s | None
+
+    def arrays(self) -> dict[str, Array]:
+        """What `save` writes into an .npz file."""
+        scores = {"squared_error": self.squared_error, "kl": self.kl, "elbo": self.elbo}
+        # Not `super()`, which knows the class that `slots` replaced.
+        return {**Pictures.arrays(self), **{name: score for name, score in scores.items() if score is not None}}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edited(Pictures):
+    """Images after an edit; `attributes` are the amounts that were applied, cut to the model's limits."""
+
+    attributes: Mapping[str, float]
 
 
 def grid(images: Array, columns: int | None = None, *, gap: int = 2, scale: int = 1) -> Image.Image:
     """Lay images [N, H, W, C] out in rows of `columns` (default: about square), `gap` white pixels between them.
 
-    `scale` enlarges each pixel to a square of that side.
+    `scale` enlarges each pixel to a square of that side. Raises `ValueError` if there are none.
     """
-    pixels = _to_uint8(images).repeat(scale, axis=1).repeat(scale, axis=2)
+    pixels = _enlarged(images, scale)
+    if not len(pixels):
+        raise ValueError("images: got none, wanted one or more")
     n, height, width, channels = pixels.shape
     across = min(columns or math.ceil(math.sqrt(n)), n)
     down = -(-n // across)
@@ -68,6 +146,10 @@ def grid(images: Array, columns: int | None = None, *, gap: int = 2, scale: int 
         top, left = i // across * (height + gap), i % across * (width + gap)
         sheet[top : top + height, left : left + width] = image
     return to_pillow(sheet)
+
+
+def _enlarged(images: Array, scale: int) -> npt.NDArray[np.uint8]:
+    return _to_uint8(images).repeat(scale, axis=1).repeat(scale, axis=2)
 
 
 def _to_uint8(images: Array) -> npt.NDArray[np.uint8]:

@@ -22,6 +22,12 @@ _TURNS = {
 }
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """`image` as its EXIF orientation says that it is to be shown."""
+    quarter = turn(image)
+    return image if quarter is None else image.transpose(quarter)
+
+
 def turn(image: Image.Image) -> Image.Transpose | None:
     """What sets `image` upright, as its EXIF orientation says; None if it is, or if that cannot be read."""
     try:

@@ -1,149 +1,215 @@
 """What the client's calls say and in what order, apart from how they travel: `Client` and `AsyncClient` share this.
 
 A plan is a generator: it yields the name of a call and its request, is sent the reply, and returns the result. What is
-larger than the model's limits is split into several calls, which the caller does not notice.
+larger than the model's limits is split into several calls, which the caller does not notice. `Client` says what each
+plan promises.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from latentry import messages
-from latentry.messages import ImageInput
-from latentry.pictures import Pictures, Posterior
+from latentry import choices, inputs, replies
+from latentry.asks import Model, Samples
+from latentry.choices import ClassInput, Dtype, Resize
+from latentry.inputs import ImageInput, Input
+from latentry.pictures import Edited, Pictures, Posterior, Reconstruction
 from latentry.v1 import vae_pb2 as pb
 
 T = TypeVar("T")
-
-_OVERHEAD_BYTES = 32 << 10  # names, shapes and tags of a request
-_ITEM_OVERHEAD_BYTES = 8  # tag and length of one image
 Plan: TypeAlias = Generator[tuple[str, Any], Any, T]
 
 
 def encode(
-    info: pb.ModelInfo,
-    selector: pb.ModelSelector,
+    model: Model,
     images: ImageInput,
-    seed: int | None,
-    temperature: float,
-    resize: str | None,
-) -> Plan[Posterior]:
-    """Encode any number of images."""
-    items = messages.image_items(images)
-    fit = messages.choice("resize", resize, messages.RESIZES)
-    replies: list[pb.EncodeResponse] = []
-    for at, end in _parts(items, info):
-        part = messages.write_images(items[at:end])
-        request = pb.EncodeRequest(model=selector, images=part, resize=fit, first_index=at)
-        if seed is not None:
-            request.seed, request.temperature = messages.check_seed(seed), temperature
-        replies.append((yield "Encode", request))
-    mean, logvar = ([messages.read_tensor(getattr(r, name)) for r in replies] for name in ("mean", "logvar"))
-    draws = [messages.read_tensor(r.latents) for r in replies] if seed is not None else None
-    return Posterior(
-        np.concatenate(mean),
-        np.concatenate(logvar),
-        None if draws is None else np.concatenate(draws),
-        seed,
-        messages.model_ref(replies[0].model),
-    )
-
-
-def decode(info: pb.ModelInfo, selector: pb.ModelSelector, latents: npt.ArrayLike, dtype: str) -> Plan[Pictures]:
-    """Decode any number of latents [N, Z]."""
-    z = messages.latent_array(latents)
-    output = _output(dtype)
-    replies: list[pb.DecodeResponse] = []
-    for at in _starts(len(z), info):
-        part = messages.write_tensor(z[at : at + info.limits.max_items])
-        replies.append((yield "Decode", pb.DecodeRequest(model=selector, latents=part, output=output)))
-    return Pictures(_images(replies), z, None, messages.model_ref(replies[0].model))
-
-
-def sample(
-    info: pb.ModelInfo,
-    selector: pb.ModelSelector,
-    count: int,
+    *,
+    classes: ClassInput | None,
     seed: int | None,
     first_index: int,
     temperature: float,
-    dtype: str,
-) -> Plan[Pictures]:
-    """Draw any number of images; without a seed the server chooses one, for all of them."""
-    output = _output(dtype)
-    replies: list[pb.SampleResponse] = []
-    for at in _starts(count, info):
-        request = pb.SampleRequest(
-            model=selector,
-            count=min(count - at, info.limits.max_items),
-            seed=None if seed is None else messages.check_seed(seed),
-            first_index=first_index + at,
-            temperature=temperature,
-            output=output,
+    resize: Resize | None,
+) -> Plan[Posterior]:
+    """Encode any number of images."""
+    given, first = inputs.read_images(images), choices.index("first_index", first_index)
+    answers: list[pb.EncodeResponse] = []
+    for part in given.parts(model.info):
+        request = pb.EncodeRequest(
+            model=model.selector,
+            resize=choices.one_of("resize", resize, choices.RESIZES),
+            classes=choices.classes(classes, len(given), part),
+            seed=choices.seed(seed),
+            first_index=0 if seed is None else first + part.start,
+            temperature=None if seed is None else choices.number("temperature", temperature),
+            **given.fields(part),
         )
-        replies.append((yield "Sample", request))
-        seed = replies[0].seed
-    z = np.concatenate([messages.read_tensor(r.latents) for r in replies])
-    return Pictures(_images(replies), z, seed, messages.model_ref(replies[0].model))
+        answers.append((yield "Encode", request))
+    mean, logvar = replies.joined(answers, "mean"), replies.joined(answers, "logvar")
+    draws = None if seed is None else replies.joined(answers, "latents")
+    return Posterior(mean, logvar, draws, seed, replies.model_ref(answers), replies.provenance(answers))
 
 
-def interpolate(
-    info: pb.ModelInfo,
-    selector: pb.ModelSelector,
-    key_frames: ImageInput,
-    steps: int,
-    path: str,
-    resize: str | None,
-    dtype: str,
-) -> Plan[Pictures]:
-    """Walk from key frame to key frame; an array of two dimensions is latents, all else is images."""
-    request = pb.InterpolateRequest(
-        model=selector,
-        steps=steps,
-        path=messages.choice("path", path, messages.PATHS),
-        resize=messages.choice("resize", resize, messages.RESIZES),
-        output=_output(dtype),
-    )
-    if isinstance(key_frames, np.ndarray) and key_frames.ndim == 2:
-        request.latents.CopyFrom(messages.write_tensor(messages.latent_array(key_frames)))
-    else:
-        request.images.CopyFrom(messages.write_images(messages.image_items(key_frames)))
+def decode(model: Model, latents: npt.ArrayLike, *, classes: ClassInput | None, dtype: Dtype) -> Plan[Pictures]:
+    """Decode any number of latents [N, Z]."""
+    given = inputs.read_latents(latents)
+    answers: list[pb.DecodeResponse] = []
+    for part in given.parts(model.info):
+        request = pb.DecodeRequest(
+            model=model.selector,
+            output=choices.output(dtype),
+            classes=choices.classes(classes, len(given), part),
+            **given.fields(part),
+        )
+        answers.append((yield "Decode", request))
+    return replies.pictures(answers, latents=given.items)
+
+
+def sample(model: Model, ask: Samples) -> Plan[Pictures]:
+    """Draw any number of images; without a seed the server chooses one, for all of them."""
+    answers: list[pb.SampleResponse] = []
+    most, seed = model.info.limits.max_items, ask.seed
+    for at in range(0, max(ask.count, 1), most):
+        answers.append((yield "Sample", ask.request(model.selector, at, most, seed)))
+        seed = answers[0].seed
+    return replies.pictures(answers, seed)
+
+
+def interpolate(request: pb.InterpolateRequest) -> Plan[Pictures]:
+    """Walk from key frame to key frame."""
     reply: pb.InterpolateResponse = yield "Interpolate", request
-    z = messages.read_tensor(reply.latents)
-    return Pictures(_images([reply]), z, None, messages.model_ref(reply.model))
+    return replies.pictures([reply])
 
 
-def _starts(n: int, info: pb.ModelInfo) -> range:
-    """Where each call's part begins; at least one call, so that the server can say what is wrong with none."""
-    return range(0, max(n, 1), info.limits.max_items)
+def reconstruct(
+    model: Model,
+    images: ImageInput,
+    *,
+    classes: ClassInput | None,
+    seed: int | None,
+    first_index: int,
+    resize: Resize | None,
+    dtype: Dtype,
+    scores_only: bool,
+) -> Plan[Reconstruction]:
+    """Reconstruct any number of images."""
+    given, first = inputs.read_images(images), choices.index("first_index", first_index)
+    answers: list[pb.ReconstructResponse] = []
+    for part in given.parts(model.info):
+        request = pb.ReconstructRequest(
+            model=model.selector,
+            resize=choices.one_of("resize", resize, choices.RESIZES),
+            output=choices.output(dtype),
+            seed=choices.seed(seed),
+            first_index=0 if seed is None else first + part.start,
+            classes=choices.classes(classes, len(given), part),
+            omit_images=scores_only,
+            **given.fields(part),
+        )
+        answers.append((yield "Reconstruct", request))
+    shape = model.info.image_shape
+    return Reconstruction(
+        np.empty((0, shape.height, shape.width, shape.channels), dtype) if scores_only else replies.images(answers),
+        replies.joined(answers, "latents"),
+        seed,
+        replies.model_ref(answers),
+        replies.provenance(answers),
+        replies.joined(answers, "squared_error"),
+        replies.joined(answers, "kl"),
+        replies.joined(answers, "elbo") if all(answer.HasField("elbo") for answer in answers) else None,
+    )
 
 
-def _parts(items: npt.NDArray[Any] | list[bytes], info: pb.ModelInfo) -> list[tuple[int, int]]:
-    """Where each call's part begins and ends, within the limits in items and in bytes.
+def edit(
+    model: Model,
+    base: Input,
+    *,
+    attributes: Mapping[str, float] | None,
+    plus: Input | None,
+    minus: Input | None,
+    amount: float,
+    classes: ClassInput | None,
+    resize: Resize | None,
+    dtype: Dtype,
+) -> Plan[Edited]:
+    """Edit any number of images or latents, all in the same way."""
+    given, differences = inputs.read(base), _differences(plus, minus, amount)
+    answers: list[pb.EditResponse] = []
+    for part in given.parts(model.info, sum(each.ByteSize() for each in differences)):
+        request = pb.EditRequest(
+            model=model.selector,
+            resize=choices.one_of("resize", resize, choices.RESIZES),
+            attributes=choices.amounts(attributes),
+            differences=differences,
+            output=choices.output(dtype),
+            classes=choices.classes(classes, len(given), part),
+            **given.fields(part),
+        )
+        answers.append((yield "Edit", request))
+    made = replies.pictures(answers)
+    applied = {each.name: each.amount for each in answers[0].attributes}
+    return Edited(made.images, made.latents, None, made.model, made.provenance, applied)
 
-    Raises `ValueError` for one image that is too large for a message of its own.
-    """
-    most = info.limits.max_message_bytes - _OVERHEAD_BYTES
-    item_bytes = 1 if isinstance(items, list) or items.dtype == np.uint8 else 4
-    sizes = [len(i) if isinstance(i, bytes) else i.size * item_bytes for i in items]
-    parts, start, total = [], 0, 0
-    for at, size in enumerate(sizes):
-        if size > most:
-            raise ValueError(f"images[{at}]: got {size} bytes, wanted at most {most}; make it smaller first")
-        if at - start == info.limits.max_items or total + size > most:
-            parts.append((start, at))
-            start, total = at, 0
-        total += size + _ITEM_OVERHEAD_BYTES
-    return [*parts, (start, len(sizes))]
+
+def neighbours(
+    model: Model,
+    base: Input,
+    *,
+    grid: tuple[int, int] | None,
+    spacing: float | None,
+    directions: npt.ArrayLike | None,
+    walk: int | None,
+    step: float | None,
+    seed: int | None,
+    classes: ClassInput | None,
+    resize: Resize | None,
+    dtype: Dtype,
+) -> Plan[Pictures]:
+    """Look around one image or latent; an array of one dimension is a latent too."""
+    one = base[None] if isinstance(base, np.ndarray) and base.ndim == 1 else base
+    request = pb.NeighboursRequest(
+        model=model.selector,
+        resize=choices.one_of("resize", resize, choices.RESIZES),
+        seed=choices.seed(seed),
+        output=choices.output(dtype),
+        classes=choices.classes(classes, 1),
+        **_layout(grid, spacing, directions, walk, step),
+        **inputs.read(one).fields(slice(None)),
+    )
+    reply: pb.NeighboursResponse = yield "Neighbours", request
+    return replies.pictures([reply], reply.seed)
 
 
-def _output(dtype: str) -> pb.ImageOutput:
-    return pb.ImageOutput(format=messages.choice("dtype", dtype, messages.FORMATS))
+def _differences(plus: Input | None, minus: Input | None, amount: float) -> list[pb.Difference]:
+    if plus is None and minus is None:
+        return []
+    if plus is None or minus is None:
+        raise ValueError(f"plus and minus: got {'minus' if plus is None else 'plus'} alone, wanted both or neither")
+    examples = inputs.read(plus).fields(slice(None), "plus_") | inputs.read(minus).fields(slice(None), "minus_")
+    return [pb.Difference(amount=choices.number("amount", amount), **examples)]
 
 
-def _images(replies: list[Any]) -> npt.NDArray[Any]:
-    return np.concatenate([messages.read_tensor(r.images.tensor) for r in replies])
+def _layout(
+    grid: tuple[int, int] | None,
+    spacing: float | None,
+    directions: npt.ArrayLike | None,
+    walk: int | None,
+    step: float | None,
+) -> dict[str, Any]:
+    if (grid is None) == (walk is None):
+        raise ValueError(f"grid and walk: got {'neither' if grid is None else 'both'}, wanted one of them")
+    if walk is not None:
+        return {"walk": pb.NeighbourWalk(count=choices.count("walk", walk), step=choices.number("step", step))}
+    sides = tuple(grid or ())
+    if len(sides) != 2:
+        raise ValueError(f"grid: got {grid!r}, wanted (rows, columns)")
+    rows, columns = (choices.count("grid", side) for side in sides)
+    plane = None if directions is None else inputs.read_latents(directions).fields(slice(None))["latents"]
+    return {
+        "grid": pb.NeighbourGrid(
+            rows=rows, columns=columns, spacing=choices.number("spacing", spacing), directions=plane
+        )
+    }

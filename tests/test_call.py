@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
+import conditional_model
 import numpy as np
 import pytest
 from PIL import Image
@@ -71,11 +75,159 @@ def test_interpolate_between_files_and_latents(latentry: Any, files: list[str]) 
         assert strip.mode == "L"
 
 
+def test_an_interpolation_is_written_as_an_animation(latentry: Any, files: list[str]) -> None:
+    assert latentry("interpolate", *files, "--loop", "--easing", "in-out", "--steps", "5", "--out", "walk.gif") == 0
+    with Image.open("walk.gif") as gif:
+        assert (gif.n_frames, gif.info["duration"], gif.info["loop"]) == (12, 80, 0)
+        assert gif.width >= 200, "enlarged, so that it can be seen"
+    assert latentry("interpolate", *files, "--no-ends", "--out", "walk.webp", "--frame-ms", "200") == 0
+    with Image.open("walk.webp") as webp:
+        assert webp.n_frames == 2 * 23 + 1 - 2
+
+
+def test_reconstruct_prints_the_worst_first_and_draws_pairs(
+    latentry: Any, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert latentry("reconstruct", *files, "--out", "scores.npz") == 0
+    with np.load("scores.npz") as arrays:
+        worst = [files[at] for at in np.argsort(arrays["elbo"])]
+        images, squared_error = arrays["images"], arrays["squared_error"]
+    rows = capsys.readouterr().out.splitlines()[1:4]
+    assert [row.split()[-1] for row in rows] == worst
+    assert float(rows[0].split()[0]) == pytest.approx(squared_error[files.index(worst[0])], abs=1e-5)
+    assert latentry("reconstruct", *files, "--out", "seen.png") == 0
+    with Image.open("seen.png") as sheet, Image.open(worst[0]) as original:
+        first, below = np.asarray(sheet)[:60:5, :50:5], np.asarray(sheet)[62:122:5, :50:5]
+        assert first.tolist() == np.asarray(original).tolist()
+        assert np.abs(below.astype(int) - images[files.index(worst[0]), :, :, 0]).max() <= 1
+    before = sorted(Path().iterdir())
+    assert latentry("reconstruct", *files) == 0
+    assert sorted(Path().iterdir()) == before
+
+
+def test_edit_moves_along_a_difference(latentry: Any, files: list[str]) -> None:
+    one, two, three = files
+    assert latentry("encode", *files) == 0
+    assert latentry("edit", one, "--minus", two, "--plus", three, "--amount", "2", "--out", "edited.npz") == 0
+    with np.load("latents.npz") as encoded, np.load("edited.npz") as edited:
+        a, b, c = encoded["mean"]
+        np.testing.assert_allclose(edited["latents"], [a + 2 * (c - b)], atol=1e-4)
+
+
+def test_edit_lists_attributes(latentry: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert latentry("edit", "--list") == 0
+    assert "linear 1 has no attributes" in capsys.readouterr().out
+
+
+def test_neighbours_are_a_grid_or_a_walk(latentry: Any, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert latentry("neighbours", files[0], "--grid", "2x7", "--seed", "3") == 0
+    assert "seed 3" in capsys.readouterr().out
+    with Image.open("neighbours.png") as grid:
+        assert grid.size == (7 * 52 - 2, 2 * 62 - 2)
+    assert latentry("neighbours", files[0], "--walk", "6", "--step", "1", "--out", "walk.npz") == 0
+    with np.load("walk.npz") as arrays:
+        np.testing.assert_allclose(np.linalg.norm(np.diff(arrays["latents"], axis=0), axis=1), 1, rtol=1e-4)
+
+
+def test_classes_are_given_by_name_or_by_number(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = conditional_model.write(tmp_path, 3)
+    monkeypatch.chdir(tmp_path)
+    path = model.linear.folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "labels": ["boot", "2", "bag"]}))
+    server = f"localhost:{serve(tmp_path).port}"
+    for given, classes in {("bag",): [2, 2], ("2",): [1, 1], ("0",): [0, 0], ("bag", "boot"): [2, 0]}.items():
+        flags = [word for one in given for word in ("--class", one)]
+        assert main(["sample", "--count", "2", "--seed", "1", "--out", "x.npz", "--server", server, *flags]) == 0
+        with np.load("x.npz") as arrays:
+            expected = model.decode(arrays["latents"], np.array(classes)) * 255
+            assert np.abs(arrays["images"] - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize(
+    ("format_", "begins"), [("png", b"\x89PNG"), ("gif", b"GIF89a"), ("webp", b"RIFF"), ("npz", b"PK")]
+)
+def test_a_dash_writes_the_picture_and_nothing_else(
+    latentry: Any, capfdbinary: pytest.CaptureFixture[bytes], format_: str, begins: bytes
+) -> None:
+    assert latentry("sample", "--count", "3", "--seed", "4", "--out", "-", "--format", format_) == 0
+    piped = capfdbinary.readouterr()
+    assert piped.out.startswith(begins)
+    assert piped.err == b"seed 4\n"
+    assert latentry("sample", "--count", "3", "--seed", "4", "--out", f"same.{format_}") == 0
+    if format_ != "npz":  # which has the time in it
+        assert Path(f"same.{format_}").read_bytes() == piped.out
+
+
+def test_no_picture_is_written_to_a_terminal(
+    latentry: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert latentry("sample", "--out", "-") == 1
+    said = capsys.readouterr()
+    assert (said.out, "--out: got - and a terminal, wanted a pipe" in said.err) == ("", True)
+
+
+def test_a_bar_is_drawn_on_a_terminal_only(
+    latentry: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert latentry("sample", "--count", "3000", "--out", "many.npz") == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert latentry("sample", "--count", "3000", "--out", "many.npz") == 0
+    said = capsys.readouterr().err
+    assert "1 of 3000 images" in said
+    assert said.endswith("\r\033[K"), "it is gone in the end"
+
+
+def test_an_interrupt_leaves_nothing_half_written(
+    latentry: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("latentry.progress._show", interrupted)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert latentry("sample", "--count", "3000", "--out", "many.npz") == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+COMMANDS = ["models", "encode", "decode", "sample", "interpolate", "reconstruct", "edit", "neighbours"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_shows_how_it_is_typed(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    examples = re.findall(rf"^  latentry {command} .*|^  latentry {command}$", shown, re.M)
+    assert examples
+    for flag in re.findall(r" (--[a-z-]+)", " ".join(line.partition("#")[0] for line in examples)):
+        assert shown.count(flag) > 1, f"{flag} is no flag"
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["sample", "--count", "-1"], "count: got -1"),
-        (["sample", "--out", "picture.gif"], "--out: got picture.gif, wanted a name that ends in .png or .npz"),
+        (
+            ["sample", "--out", "picture.bmp"],
+            "--out: got picture.bmp, wanted a name that ends in .png or .gif or .webp or",
+        ),
+        (["sample", "--format", "gif"], "--format: got gif for samples.png, wanted it with --out - only"),
+        (["encode", "in0.png", "--out", "-"], "wanted a name that ends in .npz"),
+        (["sample", "--truncation", "0"], "truncation: got 0"),
+        (["sample", "--class", "3"], "wanted none: linear is not conditional"),
+        (["edit"], "images: got none, wanted one or more, or --list"),
+        (["edit", "in0.png", "--attribute", "hat"], "--attribute: got hat, wanted NAME=AMOUNT such as eyeglasses=1"),
+        (["edit", "in0.png", "--attribute", "a=1", "--attribute", "a=2"], "--attribute: got a twice, wanted each once"),
+        (["edit", "in0.png", "--attribute", "hat=1"], "got 'hat'"),
+        (["edit", "in0.png", "--plus", "in1.png"], "plus and minus: got plus alone, wanted both or neither"),
+        (["neighbours", "in0.png", "--grid", "5"], "--grid: got 5, wanted ROWSxCOLUMNS such as 5x7"),
+        (["neighbours", "in0.png", "--grid", "0x5"], "rows"),
+        (["neighbours", "in0.png", "--walk", "0"], "count: got 0"),
+        (["interpolate", "in0.png", "in1.png", "--loop", "--no-ends"], "exclude_end_points"),
+        (["interpolate", "in0.png", "in1.png", "--out", "x.gif", "--frame-ms", "5"], "frame_ms: got 5"),
+        (["reconstruct", "nowhere.png"], "nowhere.png"),
         (["encode", "nowhere.png"], "nowhere.png"),
         (["encode", "in0.png", "--out", "x.png"], "wanted a name that ends in .npz"),
         (["decode", "in0.png"], "in0.png"),

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import json
+import re
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import conditional_model
 import grpc
 import numpy as np
+import onnx
 import pytest
 from conftest import running_service, settings_for
+from linear_model import LinearModel
 from PIL import Image
 from proxies import no_use_of_a_proxy
 
@@ -127,12 +134,161 @@ def test_another_model_after_a_restart_is_noticed(tmp_path: Path, free_port: int
             assert client.info().latent_dim == 7
 
 
+def test_every_result_says_how_it_was_made(client: Client, images: Images) -> None:
+    info, latents = client.info(), client.encode(images).mean
+    results = [
+        client.encode(images),
+        client.decode(latents),
+        client.sample(2),
+        client.interpolate(latents),
+        client.reconstruct(images),
+        client.edit(latents),
+        client.neighbours(latents[0], walk=3),
+    ]
+    for result in results:
+        assert (result.model.name, result.model.version, result.model.digest) == ("linear", 1, info.model.digest)
+        about = result.provenance
+        assert (about.provider, about.precision) == (info.provider, "fp32")
+        assert 0 < about.timings.inference_s <= about.timings.total_s < 60
+    assert results[2].seed is not None
+    assert results[6].seed is not None
+
+
+def test_reconstructions_come_with_scores(client: Client, linear: LinearModel, images: Images) -> None:
+    seen = client.reconstruct(images, dtype="float32")
+    mean, logvar = linear.encode(images)
+    np.testing.assert_allclose(seen.latents, mean, atol=1e-5)
+    x, p = images / 255.0, linear.decode(mean).astype(np.float64)
+    np.testing.assert_allclose(seen.images, p, atol=1e-5)
+    np.testing.assert_allclose(seen.squared_error, ((x - p) ** 2).mean((1, 2, 3)), rtol=1e-4)
+    kl = (np.exp(logvar) + mean**2 - 1 - logvar).sum(1) / 2
+    np.testing.assert_allclose(seen.kl, kl, rtol=1e-4)
+    log_likelihood = (x * np.log(p) + (1 - x) * np.log1p(-p)).sum((1, 2, 3))
+    assert seen.elbo is not None
+    np.testing.assert_allclose(seen.elbo, log_likelihood - kl, rtol=1e-4)
+    scores = client.reconstruct(images, scores_only=True)
+    assert scores.images.shape == (0, 12, 10, 1)
+    np.testing.assert_allclose(scores.elbo, seen.elbo, rtol=1e-6)
+    drawn = client.reconstruct(images, seed=4, first_index=2)
+    np.testing.assert_allclose(drawn.latents, client.encode(images, seed=4, first_index=2).latents, atol=1e-5)
+
+
+def test_edits_add_differences_of_examples(client: Client, images: Images) -> None:
+    a, b, c = (client.encode(part).mean for part in (images[:1], images[1:3], images[3:]))
+    expected = a + 0.5 * (c.mean(0) - b.mean(0))
+    by_images = client.edit(images[:1], minus=images[1:3], plus=images[3:], amount=0.5)
+    np.testing.assert_allclose(by_images.latents, expected, atol=1e-5)
+    np.testing.assert_allclose(client.edit(a, minus=b, plus=list(c), amount=0.5).latents, expected, atol=1e-5)
+    assert by_images.attributes == {}
+
+
+def test_attributes_are_added_up_to_their_limits(serve: Any, tmp_path: Path) -> None:
+    import linear_model
+
+    model = linear_model.write(tmp_path)
+    about = linear_model.manifest("linear", 1, model.shape, 5)
+    figures = {"attribute_shaft_amount": 2.0, "attribute_shaft_amount_limit": 3.0}
+    direction = (0.0, 1.0, 0.0, 0.0, 0.0)
+    about = replace(about, attributes={"shaft": direction}, evaluation=figures)
+    linear_model.save(model.folder, {f.name: onnx.load(f) for f in model.folder.glob("*.onnx")}, about)
+    with Client(f"localhost:{serve(tmp_path, max_request_items=2).port}") as client:
+        (attribute,) = client.info().attributes
+        assert (attribute.name, attribute.amount, attribute.limit) == ("shaft", 2.0, 1.5)
+        z = np.arange(25, dtype=np.float32).reshape(5, 5)
+        for amount, applied in {1.0: 1.0, -0.5: -0.5, 4.0: 1.5}.items():
+            edited = client.edit(z, attributes={"shaft": amount})
+            assert edited.attributes == {"shaft": applied}
+            np.testing.assert_allclose(edited.latents, z + 2 * applied * np.array(direction), atol=1e-5)
+        with pytest.raises(LatentryError, match=r"attributes\[0\].name: got 'hat', wanted one of shaft"):
+            client.edit(z, attributes={"hat": 1})
+
+
+def test_neighbours_lie_on_a_grid_or_along_a_walk(client: Client, images: Images) -> None:
+    base = client.encode(images[:1]).mean
+    plane = np.eye(5, dtype=np.float32)[:2]
+    around = client.neighbours(base, grid=(3, 5), spacing=0.25, directions=plane)
+    steps = np.stack(np.meshgrid(np.arange(-1, 2), np.arange(-2, 3), indexing="ij"), axis=-1).reshape(15, 2)
+    np.testing.assert_allclose(around.latents, base + 0.25 * steps @ plane, atol=1e-5)
+    np.testing.assert_allclose(client.neighbours(images[:1], walk=1).latents, base, atol=1e-5)
+    walk = client.neighbours(base[0], walk=9, step=0.125, seed=3)
+    lengths = np.linalg.norm(np.diff(walk.latents, axis=0), axis=1)
+    np.testing.assert_allclose(lengths, 0.125, rtol=1e-4)
+    assert walk.seed == 3
+
+
+def test_a_conditional_model_is_told_the_class_of_each_item(serve: Any, tmp_path: Path, images: Images) -> None:
+    model = conditional_model.write(tmp_path, 4)
+    with Client(f"localhost:{serve(tmp_path, max_request_items=4).port}") as client:
+        each = np.array([0, 1, 2, 3, 1, 0])
+        mean, _ = model.encode(images, each)
+        np.testing.assert_allclose(client.encode(images, classes=[0, 1, 2, 3, 1, 0]).mean, mean, atol=1e-5)
+        decoded = client.decode(mean, classes=list(each), dtype="float32").images
+        np.testing.assert_allclose(decoded, model.decode(mean, each), atol=1e-5)
+        threes = client.sample(6, seed=1, classes=3, dtype="float32")
+        np.testing.assert_allclose(threes.images, model.decode(threes.latents, np.full(6, 3)), atol=1e-5)
+        mixed = client.sample(6, seed=1, classes=list(each), dtype="float32")
+        np.testing.assert_allclose(mixed.images, model.decode(threes.latents, each), atol=1e-5)
+        parts = client.stream_sample(6, seed=1, classes=list(each), dtype="float32", chunk_items=4)
+        streamed = np.concatenate([part.images for part in parts])
+        np.testing.assert_allclose(streamed, mixed.images, atol=1e-6)
+        walk = client.interpolate(images[:2], classes=2, steps=4, dtype="float32")
+        np.testing.assert_allclose(walk.images, model.decode(walk.latents, np.full(4, 2)), atol=1e-5)
+        np.testing.assert_allclose(client.reconstruct(images, classes=list(each)).latents, mean, atol=1e-5)
+        np.testing.assert_allclose(client.edit(images, classes=list(each)).latents, mean, atol=1e-5)
+        with pytest.raises(ValueError, match="classes: got 2, wanted one for all or 6"):
+            client.encode(images, classes=[0, 1])
+        with pytest.raises(ValueError, match=r"classes: got \[0, 'a'\], wanted all names or all numbers"):
+            client.encode(images[:2], classes=[0, "a"])  # type: ignore[list-item]
+        with pytest.raises(LatentryError, match="classes"):
+            client.sample(1)
+
+
+def test_classes_go_by_their_names(serve: Any, tmp_path: Path) -> None:
+    model = conditional_model.write(tmp_path, 2)
+    path = model.linear.folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "labels": ["boot", "bag"]}))
+    with Client(f"localhost:{serve(tmp_path).port}") as client:
+        by_name = client.sample(2, seed=1, classes=["bag", "boot"]).images
+        assert by_name.tolist() == client.sample(2, seed=1, classes=[1, 0]).images.tolist()
+        with pytest.raises(LatentryError, match="classes"):
+            client.sample(1, classes="hat")
+
+
+def test_reconstructions_and_edits_are_split_unnoticed(serve: Any, linear_repository: Path, images: Images) -> None:
+    service = serve(linear_repository, max_request_items=4)
+    with Client(f"localhost:{service.port}") as small:
+        seen = small.reconstruct(images, seed=3)
+        alone = [small.reconstruct(images[k : k + 1], seed=3, first_index=k) for k in range(6)]
+        for name in ("latents", "squared_error", "kl", "elbo"):
+            np.testing.assert_allclose(getattr(seen, name), [getattr(a, name)[0] for a in alone], rtol=1e-4, atol=1e-5)
+        options: dict[str, Any] = {"minus": images[1:2], "plus": images[2:4]}
+        each = [small.edit(images[k : k + 1], **options).latents[0] for k in range(6)]
+        np.testing.assert_allclose(small.edit(images, **options).latents, each, atol=1e-5)
+
+
+def test_truncation_and_prior_are_passed_on(client: Client) -> None:
+    plain = client.sample(50, seed=1).latents
+    assert np.abs(plain).max() > 1.5
+    clamped = client.sample(50, seed=1, truncation=1.0, truncation_mode="clamp").latents
+    np.testing.assert_allclose(clamped, plain.clip(-1, 1), atol=1e-6)
+    resampled = client.sample(50, seed=1, truncation=1.0, prior="standard").latents
+    assert np.abs(resampled).max() < 1
+    assert (resampled != clamped).all()
+    with pytest.raises(LatentryError, match="prior"):
+        client.sample(1, prior="fitted")
+
+
 def test_interpolation_takes_latents_or_images(client: Client, images: Images) -> None:
     keys = client.encode(images[:3]).mean
     walk = client.interpolate(keys, steps=5)
     assert walk.images.shape == (9, 12, 10, 1)
     np.testing.assert_allclose(client.interpolate(images[:3], steps=5).latents, walk.latents, atol=1e-5)
-    assert client.interpolate(keys, steps=5, path="spherical").latents.shape == (9, 5)
+    assert client.interpolate(list(keys), steps=5, path="spherical").latents.shape == (9, 5)
+    assert client.interpolate(keys, steps=5, loop=True).latents.shape == (12, 5)
+    np.testing.assert_allclose(client.interpolate(keys, steps=5, ends=False).latents, walk.latents[1:-1], atol=1e-5)
+    eased = client.interpolate(keys[:2], steps=5, easing="in").latents
+    t = np.linspace(0, 1, 5, dtype=np.float32)[:, None] ** 2
+    np.testing.assert_allclose(eased, keys[0] + t * (keys[1] - keys[0]), atol=1e-5)
 
 
 def test_the_async_client_makes_the_same_calls(linear_service: Service, client: Client, images: Images) -> None:
@@ -145,6 +301,12 @@ def test_the_async_client_makes_the_same_calls(linear_service: Service, client: 
             assert (await other.encode(images)).mean.tolist() == client.encode(images).mean.tolist()
             assert (await other.decode(many[0].latents)).images.tolist() == many[0].images.tolist()
             assert (await other.interpolate(images[:2], steps=3)).images.shape == (3, 12, 10, 1)
+            scores = (await other.reconstruct(images)).squared_error
+            assert scores.tolist() == client.reconstruct(images).squared_error.tolist()
+            edited = await other.edit(images, plus=images[:1], minus=images[1:2])
+            assert edited.latents.tolist() == client.edit(images, plus=images[:1], minus=images[1:2]).latents.tolist()
+            around = await other.neighbours(images[:1], grid=(2, 3), seed=1)
+            assert around.latents.tolist() == client.neighbours(images[:1], grid=(2, 3), seed=1).latents.tolist()
             with pytest.raises(LatentryError, match="INVALID_ARGUMENT: count: got -1"):
                 await other.sample(-1)
 
@@ -165,6 +327,23 @@ def test_errors_carry_the_status_and_what_was_wrong(client: Client, linear_servi
         client.interpolate(np.zeros((2, 5), np.float32), path="round")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="wanted"):
         client.encode(np.zeros((3, 3)))
+    for call, message in {
+        lambda: client.sample(1.5): "count: got 1.5, wanted a number below 2^31",
+        lambda: client.sample(2**31): "count: got 2147483648, wanted a number below 2^31",
+        lambda: client.sample(1, seed=float("nan")): "seed: got nan, wanted 0 to 2^64 - 1",
+        lambda: client.sample(1, seed=2**64): "seed: got 18446744073709551616, wanted 0 to 2^64 - 1",
+        lambda: client.sample(1, temperature="hot"): "temperature: got 'hot', wanted a number",
+        lambda: client.sample(1, truncation_mode="cut"): "truncation_mode: got 'cut', wanted one of 'resample'",
+        lambda: client.sample(1, prior="mine"): "prior: got 'mine', wanted one of None, 'standard', 'fitted'",
+        lambda: client.interpolate(np.eye(5), easing="out-in"): "easing: got 'out-in', wanted one of 'none', 'in'",
+        lambda: client.edit(np.eye(5), plus=np.eye(5)): "plus and minus: got plus alone, wanted both or neither",
+        lambda: client.edit(np.eye(5), attributes={"a": "much"}): "attributes['a']: got 'much', wanted a number",
+        lambda: client.neighbours(np.eye(5)[0]): "grid and walk: got neither, wanted one of them",
+        lambda: client.neighbours(np.eye(5)[0], grid=(1, 1), walk=1): "grid and walk: got both, wanted one of them",
+        lambda: client.neighbours(np.eye(5)[0], grid=(1, 2, 3)): "grid: got (1, 2, 3), wanted (rows, columns)",
+    }.items():
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call()  # type: ignore[no-untyped-call]
     with pytest.raises(TypeError, match="got a int"):
         client.encode([1, 2])  # type: ignore[list-item]
     with pytest.raises(FileNotFoundError):
@@ -220,3 +399,13 @@ def test_many_threads_share_one_client(client: Client) -> None:
         assert pictures.seed == k
         assert pictures.images.tolist() == client.sample(3, seed=k).images.tolist()
     assert len(results) == 16
+
+
+def test_both_clients_have_the_same_calls_with_the_same_arguments() -> None:
+    def calls(client: type) -> dict[str, Any]:
+        public = inspect.getmembers(client, inspect.isfunction)
+        return {name: inspect.signature(call).parameters for name, call in public if not name.startswith("_")}
+
+    ours = calls(Client)
+    assert calls(AsyncClient) == ours
+    assert {"sample", "stream_sample", "stream_interpolate", "reconstruct", "edit", "neighbours"} <= set(ours)

@@ -19,9 +19,10 @@ from typing import IO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
+from latentry.pixels import turn, upright
 from training.errors import DataError
 from training.images import Allocate, Images, Size, fit, in_memory, is_grey
 
@@ -30,7 +31,12 @@ MAX_FILE_BYTES = 256 << 20
 _MAX_NAMED = 5
 _PARTS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 _BAR_FROM = 2000  # a set that decodes in a second needs no progress bar
-_ORIENTATION = 0x0112  # EXIF; 5 to 8 are turned by a quarter
+_QUARTERS = (
+    Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.TRANSVERSE,
+)
 # What Pillow and zipfile raise for files that are broken, too large, encrypted, or not what their names say
 _UNREADABLE = (
     OSError,
@@ -141,7 +147,7 @@ def _header(name: str, open_file: _Opener, bad: _Unreadable) -> _Header | None:
         with warnings.catch_warnings(), open_file(name) as file:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
-                turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+                turned = turn(image) in _QUARTERS
                 size = (image.width, image.height) if turned else (image.height, image.width)
                 return _Header(name, size, is_grey(image.mode))
     except _UNREADABLE as error:
@@ -158,7 +164,7 @@ def _decode_all(
     for header in _progress(headers, "images"):
         try:
             with open_file(header.name) as file, Image.open(file) as image:
-                pixels[len(kept)] = fit(ImageOps.exif_transpose(image), (height, width), channels)
+                pixels[len(kept)] = fit(upright(image), (height, width), channels)
         except _UNREADABLE as error:
             bad.add(header.name, error)
         else:

@@ -1,0 +1,342 @@
+"""`AsyncClient`: what `Client` does, for asyncio. What the calls say and promise is written there, once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+import numpy.typing as npt
+
+from latentry import asks, plans, streams
+from latentry.choices import ClassInput, Dtype, Easing, Path, Prior, Resize, TruncationMode
+from latentry.inputs import ImageInput, Input
+from latentry.pictures import Edited, Pictures, Posterior, Reconstruction
+from latentry.plaintext import insecure_options
+from latentry.target import LatentryError, Target
+from latentry.v1 import vae_pb2 as pb
+from latentry.v1 import vae_pb2_grpc
+
+T = TypeVar("T")
+
+
+class AsyncClient(Target):
+    """`Client` for asyncio: the same calls, awaited; streams with `async for`. For one event loop.
+
+        async with latentry.AsyncClient("localhost:50051") as client:
+            samples, walk = await asyncio.gather(client.sample(64), client.interpolate(["a.png", "b.png"]))
+            async for part in client.stream_sample(500):
+                print(len(part.images), "more")
+
+    A stream that is left early is cancelled when its generator is closed: `contextlib.aclosing` does that at once.
+    """
+
+    _channel: grpc.aio.Channel | None = None
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; a later call opens it again."""
+        if self._channel is not None:
+            await self._channel.close(None)
+            self._channel = None
+
+    async def info(self) -> pb.ModelInfo:
+        """See `Client.info`."""
+        info = self._info
+        if info is None:
+            async with self._connect(self._options()) as channel:
+                stub = vae_pb2_grpc.VaeServiceStub(channel)
+                reply = await self._call(stub, "GetModel", pb.GetModelRequest(model=self._selector))
+            info = self._info = reply.model
+        return info
+
+    async def models(self) -> list[pb.ModelInfo]:
+        """See `Client.models`."""
+        async with self._connect(self._options()) as channel:
+            reply = await self._call(vae_pb2_grpc.VaeServiceStub(channel), "ListModels", pb.ListModelsRequest())
+            return list(reply.models)
+
+    async def encode(
+        self,
+        images: ImageInput,
+        *,
+        classes: ClassInput | None = None,
+        seed: int | None = None,
+        first_index: int = 0,
+        temperature: float = 1.0,
+        resize: Resize | None = None,
+    ) -> Posterior:
+        """See `Client.encode`."""
+        return await self._drive(
+            plans.encode(
+                await self._model(),
+                images,
+                classes=classes,
+                seed=seed,
+                first_index=first_index,
+                temperature=temperature,
+                resize=resize,
+            )
+        )
+
+    async def decode(
+        self, latents: npt.ArrayLike, *, classes: ClassInput | None = None, dtype: Dtype = "uint8"
+    ) -> Pictures:
+        """See `Client.decode`."""
+        return await self._drive(plans.decode(await self._model(), latents, classes=classes, dtype=dtype))
+
+    async def sample(
+        self,
+        count: int = 1,
+        *,
+        classes: ClassInput | None = None,
+        seed: int | None = None,
+        first_index: int = 0,
+        temperature: float = 1.0,
+        truncation: float | None = None,
+        truncation_mode: TruncationMode = "resample",
+        prior: Prior | None = None,
+        dtype: Dtype = "uint8",
+    ) -> Pictures:
+        """See `Client.sample`."""
+        ask = asks.samples(
+            count,
+            classes=classes,
+            seed=seed,
+            first_index=first_index,
+            temperature=temperature,
+            truncation=truncation,
+            truncation_mode=truncation_mode,
+            prior=prior,
+            dtype=dtype,
+        )
+        return await self._drive(plans.sample(await self._model(), ask))
+
+    def stream_sample(
+        self,
+        count: int,
+        *,
+        chunk_items: int = 0,
+        classes: ClassInput | None = None,
+        seed: int | None = None,
+        first_index: int = 0,
+        temperature: float = 1.0,
+        truncation: float | None = None,
+        truncation_mode: TruncationMode = "resample",
+        prior: Prior | None = None,
+        dtype: Dtype = "uint8",
+    ) -> AsyncGenerator[Pictures, None]:
+        """See `Client.stream_sample`."""
+        ask = asks.samples(
+            count,
+            classes=classes,
+            seed=seed,
+            first_index=first_index,
+            temperature=temperature,
+            truncation=truncation,
+            truncation_mode=truncation_mode,
+            prior=prior,
+            dtype=dtype,
+        )
+        return self._stream(lambda model: streams.SampleStream(model, ask, chunk_items))
+
+    async def interpolate(
+        self,
+        key_frames: Input,
+        *,
+        classes: ClassInput | None = None,
+        steps: int = 8,
+        path: Path = "linear",
+        easing: Easing = "none",
+        loop: bool = False,
+        ends: bool = True,
+        resize: Resize | None = None,
+        dtype: Dtype = "uint8",
+    ) -> Pictures:
+        """See `Client.interpolate`."""
+        request = asks.interpolation(
+            self._selector,
+            key_frames,
+            classes=classes,
+            steps=steps,
+            path=path,
+            easing=easing,
+            loop=loop,
+            ends=ends,
+            resize=resize,
+            dtype=dtype,
+        )
+        return await self._drive(plans.interpolate(request))
+
+    def stream_interpolate(
+        self,
+        key_frames: Input,
+        *,
+        chunk_items: int = 0,
+        first_frame: int = 0,
+        classes: ClassInput | None = None,
+        steps: int = 8,
+        path: Path = "linear",
+        easing: Easing = "none",
+        loop: bool = False,
+        ends: bool = True,
+        resize: Resize | None = None,
+        dtype: Dtype = "uint8",
+    ) -> AsyncGenerator[Pictures, None]:
+        """See `Client.stream_interpolate`."""
+        request = asks.interpolation(
+            self._selector,
+            key_frames,
+            classes=classes,
+            steps=steps,
+            path=path,
+            easing=easing,
+            loop=loop,
+            ends=ends,
+            resize=resize,
+            dtype=dtype,
+        )
+        return self._stream(lambda _: streams.InterpolateStream(request, chunk_items, first_frame))
+
+    async def reconstruct(
+        self,
+        images: ImageInput,
+        *,
+        classes: ClassInput | None = None,
+        seed: int | None = None,
+        first_index: int = 0,
+        resize: Resize | None = None,
+        dtype: Dtype = "uint8",
+        scores_only: bool = False,
+    ) -> Reconstruction:
+        """See `Client.reconstruct`."""
+        return await self._drive(
+            plans.reconstruct(
+                await self._model(),
+                images,
+                classes=classes,
+                seed=seed,
+                first_index=first_index,
+                resize=resize,
+                dtype=dtype,
+                scores_only=scores_only,
+            )
+        )
+
+    async def edit(
+        self,
+        base: Input,
+        *,
+        attributes: Mapping[str, float] | None = None,
+        plus: Input | None = None,
+        minus: Input | None = None,
+        amount: float = 1.0,
+        classes: ClassInput | None = None,
+        resize: Resize | None = None,
+        dtype: Dtype = "uint8",
+    ) -> Edited:
+        """See `Client.edit`."""
+        return await self._drive(
+            plans.edit(
+                await self._model(),
+                base,
+                attributes=attributes,
+                plus=plus,
+                minus=minus,
+                amount=amount,
+                classes=classes,
+                resize=resize,
+                dtype=dtype,
+            )
+        )
+
+    async def neighbours(
+        self,
+        base: Input,
+        *,
+        grid: tuple[int, int] | None = None,
+        spacing: float | None = None,
+        directions: npt.ArrayLike | None = None,
+        walk: int | None = None,
+        step: float | None = None,
+        seed: int | None = None,
+        classes: ClassInput | None = None,
+        resize: Resize | None = None,
+        dtype: Dtype = "uint8",
+    ) -> Pictures:
+        """See `Client.neighbours`."""
+        return await self._drive(
+            plans.neighbours(
+                await self._model(),
+                base,
+                grid=grid,
+                spacing=spacing,
+                directions=directions,
+                walk=walk,
+                step=step,
+                seed=seed,
+                classes=classes,
+                resize=resize,
+                dtype=dtype,
+            )
+        )
+
+    async def _model(self) -> asks.Model:
+        return asks.Model(self._selector, await self.info())
+
+    async def _drive(self, plan: plans.Plan[T]) -> T:
+        stub, digest = vae_pb2_grpc.VaeServiceStub(await self._open()), ""
+        try:
+            call = next(plan)
+            while True:
+                reply = await self._call(stub, *call)
+                digest = self._same_model(digest, reply)
+                call = plan.send(reply)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    async def _stream(self, make: Callable[[asks.Model], streams.Stream]) -> AsyncGenerator[Pictures, None]:
+        stream, digest = make(await self._model()), ""
+        while (request := stream.request()) is not None:
+            rpc = getattr(vae_pb2_grpc.VaeServiceStub(await self._open()), stream.rpc)
+            call = rpc(request, timeout=self.timeout_s, metadata=self._metadata)
+            try:
+                async for reply in call:
+                    digest = self._same_model(digest, reply.part)
+                    yield stream.take(reply)
+                if stream.tries.ended_early():
+                    raise LatentryError(grpc.StatusCode.DATA_LOSS, "the stream ended before its last image")
+            except grpc.aio.AioRpcError as error:
+                pause = stream.tries.pause(error.code().name)
+                if pause is None:
+                    raise LatentryError(error.code(), error.details() or "") from error
+                await asyncio.sleep(pause)
+            finally:
+                call.cancel()
+
+    async def _open(self) -> grpc.aio.Channel:
+        most = (await self.info()).limits.max_message_bytes
+        if self._channel is None or self._channel_bytes != most:
+            self._channel, self._channel_bytes = self._connect(self._options(most)), most
+        return self._channel
+
+    def _connect(self, options: list[tuple[str, Any]]) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self.target, options + insecure_options(self.target))
+        return grpc.aio.secure_channel(self.target, self._credentials, options)
+
+    async def _call(self, stub: Any, rpc: str, request: Any) -> Any:
+        try:
+            return await getattr(stub, rpc)(request, timeout=self.timeout_s, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise LatentryError(error.code(), error.details() or "") from error

@@ -1,0 +1,90 @@
+"""Where a command's result goes: a file that is whole or not there, or standard output, which then has nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from latentry import animation, whole_file
+from latentry.pictures import ENDINGS, Pictures
+
+_STDOUT = Path("-")
+_HEIGHT = 64  # pixels that a small image is enlarged to, so that it can be seen
+_ANIMATED_HEIGHT = 256  # the same of an animation, which is one image large
+
+
+def add_out(parser: argparse.ArgumentParser, default: str | None, kind: str = "a grid") -> None:
+    """`--out` and `--format` for pictures, of which .png holds such a `kind`."""
+    shown = f" (default: {default})" if default else ""
+    kinds = f".png ({kind}), .gif, .webp (animations) or .npz (arrays); - for standard output"
+    parser.add_argument("--out", type=Path, metavar="FILE", default=default and Path(default), help=f"{kinds}{shown}")
+    formats = [ending[1:] for ending in ENDINGS]
+    parser.add_argument("--format", choices=formats, help="of what --out - writes (default: png)")
+    parser.set_defaults(endings=ENDINGS)
+
+
+def add_frame_ms(parser: argparse.ArgumentParser) -> None:
+    """How long an animation shows each image."""
+    default = animation.DEFAULT_FRAME_MS
+    parser.add_argument("--frame-ms", type=int, default=default, help="of an animation, each (default: %(default)s)")
+
+
+def add_arrays_out(parser: argparse.ArgumentParser, default: str) -> None:
+    """`--out` for arrays."""
+    parser.add_argument("--out", type=Path, metavar="FILE", default=Path(default), help=".npz (default: %(default)s)")
+    parser.set_defaults(endings=(".npz",), format=None)
+
+
+def check_out(args: argparse.Namespace) -> None:
+    """Before any work is done for what cannot be written; raises `ValueError`."""
+    out: Path | None = getattr(args, "out", None)
+    if out is None:
+        return
+    if out == _STDOUT and len(args.endings) > 1:
+        if sys.stdout.isatty():
+            raise ValueError("--out: got - and a terminal, wanted a pipe, as in `--out - | display`, or a file's name")
+        return
+    if args.format is not None:
+        raise ValueError(f"--format: got {args.format} for {out}, wanted it with --out - only; a name's ending says it")
+    if out.suffix not in args.endings:
+        raise ValueError(f"--out: got {out}, wanted a name that ends in {' or '.join(args.endings)}")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out: got {out}, whose folder does not exist")
+
+
+def notes(args: argparse.Namespace) -> TextIO:
+    """Where to say what a person may want to know: not among what is piped."""
+    return sys.stderr if getattr(args, "out", None) == _STDOUT else sys.stdout
+
+
+def ending_of(args: argparse.Namespace) -> str:
+    """The ending that says what is written, such as ".png"."""
+    return f".{args.format or 'png'}" if args.out == _STDOUT else args.out.suffix
+
+
+def write_pictures(args: argparse.Namespace, pictures: Pictures, columns: int | None = None) -> None:
+    """Write them to `--out`, small ones enlarged; in rows of `columns` if it is a grid."""
+    height = _ANIMATED_HEIGHT if ending_of(args) in (".gif", ".webp") else _HEIGHT
+    scale = max(1, height // pictures.images.shape[1])
+    frame_ms = getattr(args, "frame_ms", animation.DEFAULT_FRAME_MS)
+    _write(args, pictures.to_bytes(ending_of(args), columns=columns, scale=scale, frame_ms=frame_ms))
+
+
+def write_arrays(args: argparse.Namespace, arrays: Mapping[str, Any]) -> None:
+    """Write them to `--out`, an .npz."""
+    whole_file.write(args.out, lambda file: np.savez_compressed(file, **arrays))
+    sys.stdout.write(f"wrote {args.out}\n")
+
+
+def _write(args: argparse.Namespace, data: bytes) -> None:
+    if args.out == _STDOUT:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        whole_file.write(args.out, lambda file: file.write(data))
+        sys.stdout.write(f"wrote {args.out}\n")
