@@ -48,7 +48,7 @@ protos: $(VENV)/.made ## make the stubs from protos/
 	  --pyi_out=serving/inference $(sort $(wildcard protos/inference/*.proto))
 	@$(BIN)/python -W ignore -m grpc_tools.protoc -Iprotos/inference --grpc_python_out=serving/inference \
 	  protos/inference/grpc_service.proto
-	@sed -i 's/^import \(.*_pb2\) as/from serving.inference import \1 as/' serving/inference/*_pb2*.py*
+	@sed -i.bak 's/^import \(.*_pb2\) as/from serving.inference import \1 as/' serving/inference/*_pb2*.py* && rm serving/inference/*.bak
 
 release-protos: RELEASED = protos/released/$(shell $(BIN)/python -c 'import latentry; print(latentry.__version__)').binpb
 release-protos: $(VENV)/.made ## keep this version's API, for later ones to be compared with (protos/released)

@@ -1,0 +1,189 @@
+"""A request of the protocol taken apart: its tensors, the outputs that it wants, and the form of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from latentry.printable import plain
+from latentry.v1 import vae_pb2 as pb
+from serving.errors import InvalidArgument
+from serving.inference import grpc_service_pb2 as oip
+from serving.oip import faces
+from serving.oip.faces import Face
+from serving.oip.parameters import Parameters
+from serving.oip.tensors import BYTES, Tensor, read_inputs
+
+_FORMATS = {
+    "uint8": pb.IMAGE_FORMAT_RAW_UINT8,
+    "float32": pb.IMAGE_FORMAT_RAW_FLOAT32,
+    "png": pb.IMAGE_FORMAT_PNG,
+    "jpeg": pb.IMAGE_FORMAT_JPEG,
+    "webp": pb.IMAGE_FORMAT_WEBP,
+    "gif": pb.IMAGE_FORMAT_GIF,
+    "animated-webp": pb.IMAGE_FORMAT_ANIMATED_WEBP,
+}
+
+_DTYPES = {"UINT8": pb.DATA_TYPE_UINT8, "FP32": pb.DATA_TYPE_FLOAT32}
+_DATATYPES = {  # that an input may have, the advertised one first
+    "images": ("UINT8", "FP32", BYTES),
+    "latents": ("FP32",),
+    "classes": ("INT64", "INT32", "UINT64", BYTES),
+    "count": ("INT64", "INT32", "UINT64"),
+    "seed": ("INT64", "UINT64", "INT32"),
+}
+OUTPUT = ("format", "quality", "frame_ms")
+_MAX_INT32 = 2**31 - 1
+_LONGEST = 64
+
+Request = TypeVar(
+    "Request",
+    pb.EncodeRequest,
+    pb.DecodeRequest,
+    pb.SampleRequest,
+    pb.InterpolateRequest,
+    pb.ReconstructRequest,
+    pb.EditRequest,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A request, taken apart. Its methods raise `InvalidArgument`."""
+
+    face: Face
+    tensors: Mapping[str, Tensor]
+    parameters: Parameters
+    outputs: Sequence[str]
+    form: pb.ImageOutput
+    model: pb.ModelSelector
+
+    def latents(self, required: bool = False) -> pb.Tensor | None:
+        """Those of the input `latents`, if it is there."""
+        tensor = self._tensor("latents", required)
+        return None if tensor is None else _plain_tensor(tensor)
+
+    def images(self, required: bool = False) -> pb.Images | None:
+        """Those of the input `images`, if it is there."""
+        tensor = self._tensor("images", required)
+        if tensor is None:
+            return None
+        if tensor.datatype == BYTES:
+            return pb.Images(encoded=pb.EncodedImages(images=tensor.elements))
+        return pb.Images(tensor=_plain_tensor(tensor))
+
+    def latents_or_images(self) -> tuple[pb.Tensor | None, pb.Images | None]:
+        """One of them."""
+        latents, images = self.latents(), self.images()
+        if latents is not None and images is not None:
+            raise InvalidArgument("inputs", "latents and images", "one of them")
+        if latents is None and images is None:
+            raise InvalidArgument("inputs", "none", "latents or images")
+        return latents, images
+
+    def number(self, name: str, least: int, most: int) -> int | None:
+        """A number that may be a parameter or an input of one element."""
+        number = self.parameters.integer(name, least, most)
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            return number
+        if number is not None:
+            raise InvalidArgument(f"inputs[{name}]", "a tensor beside the parameter", "one of them")
+        values = tensor.integers()
+        if len(values) != 1 or not least <= values[0] <= most:
+            got = values[0] if len(values) == 1 else f"{len(values)} numbers"
+            raise InvalidArgument(f"inputs[{name}]", got, f"one whole number from {least} to {most}")
+        return values[0]
+
+    def with_classes(self, request: Request) -> Request:
+        """The request, with the classes that are given: an input with one for all or one an item, or a parameter."""
+        chosen, tensor = self.parameters.name_or_number("class"), self.tensors.get("classes")
+        if chosen is not None and tensor is not None:
+            raise InvalidArgument("inputs[classes]", "a tensor beside the parameter `class`", "one of them")
+        if isinstance(chosen, str):
+            request.classes.names.append(chosen)
+        elif chosen is not None:
+            request.classes.indices.append(_index(chosen))
+        elif tensor is not None and tensor.datatype == BYTES:
+            request.classes.names.extend(each.decode(errors="replace") for each in tensor.elements)
+        elif tensor is not None:
+            request.classes.indices.extend(_index(each) for each in tensor.integers())
+        return request
+
+    def _tensor(self, name: str, required: bool) -> Tensor | None:
+        if required and name not in self.tensors:
+            (port,) = [each for each in self.face.inputs if each.name == name]
+            shape = [-1, *port.dims] if self.face.batched else list(port.dims)
+            raise InvalidArgument(f"inputs[{name}]", "none", f"{port.datatype} {shape}")
+        return self.tensors.get(name)
+
+
+async def read(request: oip.ModelInferRequest, face: Face) -> Given:
+    """Take it apart; raises `InvalidArgument`."""
+    parameters = Parameters(request.parameters)
+    tensors = await read_inputs(request)
+    _check_inputs(tensors, face)
+    for given in request.inputs:
+        Parameters(given.parameters, f"inputs[{plain(given.name, _LONGEST)}].parameters").finish(())
+    outputs, form = _read_outputs(request, parameters, face)
+    about = face.model.manifest
+    return Given(face, tensors, parameters, outputs, form, pb.ModelSelector(name=about.name, version=about.version))
+
+
+def _check_inputs(tensors: Mapping[str, Tensor], face: Face) -> None:
+    known = [port.name for port in face.inputs]
+    for name, tensor in tensors.items():
+        if name not in known:
+            raise InvalidArgument("inputs", repr(plain(name, _LONGEST)), f"one of {', '.join(known)}")
+        if tensor.datatype not in _DATATYPES[name]:
+            wanted = f"{', '.join(_DATATYPES[name][:-1])} or {_DATATYPES[name][-1]}".removeprefix(" or ")
+            raise InvalidArgument(f"inputs[{name}].datatype", tensor.datatype, wanted)
+        if tensor.datatype == BYTES or name == "classes":
+            _check_column(tensor)
+
+
+def _check_column(tensor: Tensor) -> None:
+    """[N], or [N, 1] as Triton has what is one an item."""
+    if len(tensor.shape) > 2 or tensor.shape[1:] not in ((), (1,)):
+        raise InvalidArgument(f"inputs[{tensor.name}].shape", list(tensor.shape), "[N] or [N, 1]")
+
+
+def _read_outputs(
+    request: oip.ModelInferRequest, parameters: Parameters, face: Face
+) -> tuple[list[str], pb.ImageOutput]:
+    """The outputs that are wanted, and the form of images: parameters of that output, or else of the request."""
+    known = [port.name for port in face.outputs] + ["latents"] * (face.kind == faces.ENCODER)
+    form = pb.ImageOutput()
+    if face.kind != faces.ENCODER:
+        form = _form(parameters)
+    names: list[str] = []
+    for output in request.outputs:
+        name = output.name
+        if name not in known or name in names:
+            got = f"{plain(name, _LONGEST)!r}{' twice' if name in names else ''}"
+            raise InvalidArgument("outputs", got, f"{', '.join(known)}, each at most once")
+        own = Parameters(output.parameters, f"outputs[{name}].parameters")
+        shapes_images = name == "images"
+        if shapes_images:
+            form.MergeFrom(_form(own))
+        own.finish(OUTPUT if shapes_images else ())
+        names.append(name)
+    return names, form
+
+
+def _form(parameters: Parameters) -> pb.ImageOutput:
+    return pb.ImageOutput(
+        format=parameters.choice("format", _FORMATS),
+        quality=parameters.integer("quality", 1, _MAX_INT32),
+        frame_ms=parameters.integer("frame_ms", 1, _MAX_INT32),
+    )
+
+
+def _plain_tensor(tensor: Tensor) -> pb.Tensor:
+    return pb.Tensor(dtype=_DTYPES[tensor.datatype], shape=tensor.shape, data=tensor.data)
+
+
+def _index(number: int) -> int:
+    """As it goes into our own request; one that does not is no class of any model."""
+    return number if 0 <= number <= _MAX_INT32 else -1
