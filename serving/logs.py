@@ -33,7 +33,7 @@ _STALL_S = 0.05  # how long lines wait in each second for a reader that is slow 
 _LEAST_WAIT_S = 0.001  # the unit of poll
 _LONGEST = 200  # characters of what a caller chose, in the line of a request
 
-_requests = logging.getLogger("serving.api.requests")
+_requests = logging.getLogger("serving.requests")
 
 # Control characters, line separators, and marks that turn the direction of text.
 _ESCAPES = {n: f"\\x{n:02x}" for n in (*range(0x20), *range(0x7F, 0xA0))} | {

@@ -41,6 +41,7 @@ def test_the_checked_in_stubs_are_what_protoc_makes(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-m", "grpc_tools.protoc", f"-I{ROOT / 'protos' / 'inference'}"]
     subprocess.run([*command, *outs, *NAMES], check=True)
     made = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    del made["model_config_pb2_grpc.py"]  # there is no service in that file
     for name, text in made.items():
         made[name] = re.sub(
             r"^import (model_config|grpc_service)_pb2 as", r"from serving.inference import \1_pb2 as", text, flags=re.M

@@ -18,10 +18,10 @@ from test_servicer import photos, tensor
 from latentry.v1 import vae_pb2 as pb
 from latentry.v1 import vae_pb2_grpc
 from serving import quotas
+from serving.api.work import _host
 from serving.errors import QuotaExceeded
 from serving.quotas import Quotas
 from serving.server import Service
-from serving.servicer import _host
 
 
 class Clock:
