@@ -118,8 +118,8 @@ def reconstruct(
         replies.model_ref(answers),
         replies.provenance(answers),
         replies.joined(answers, "squared_error"),
-        replies.joined(answers, "kl"),
-        replies.joined(answers, "elbo") if all(answer.HasField("elbo") for answer in answers) else None,
+        replies.joined_if_there(answers, "kl"),
+        replies.joined_if_there(answers, "elbo"),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from latentry import pixels
 from latentry.call import add_class, add_resize, add_server, classes_of, describe, run
@@ -58,8 +58,8 @@ def run_reconstruct(args: argparse.Namespace) -> int:
 
 
 def _row(seen: Reconstruction, at: int, name: str) -> str:
-    elbo = "-" if seen.elbo is None else f"{seen.elbo[at]:.2f}"
-    return f"{seen.squared_error[at]:13.5f}  {seen.kl[at]:9.2f}  {elbo:>10}  {name}"
+    kl, elbo = ("-" if scores is None else f"{scores[at]:.2f}" for scores in (seen.kl, seen.elbo))
+    return f"{seen.squared_error[at]:13.5f}  {kl:>9}  {elbo:>10}  {name}"
 
 
 def _originals(files: list[Path], shape: tuple[int, ...], resize: str | None) -> Array:
@@ -68,9 +68,9 @@ def _originals(files: list[Path], shape: tuple[int, ...], resize: str | None) ->
     read = []
     for file in files:
         with Image.open(file) as opened:
-            image = pixels.plain(ImageOps.exif_transpose(opened), channels)
-        fits = resize != "stretch" or image.size == (width, height)
-        read.append(pixels.to_array(pixels.cover(image, height, width) if fits else image.resize((width, height))))
+            image = pixels.plain(pixels.upright(opened), channels)
+        fit = pixels.stretch if resize == "stretch" else pixels.cover
+        read.append(pixels.to_array(fit(image, height, width)))
     return np.stack(read)
 
 

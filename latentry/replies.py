@@ -17,6 +17,11 @@ def joined(replies: Sequence[Any], field: str) -> Array:
     return np.concatenate([read_tensor(getattr(reply, field)) for reply in replies])
 
 
+def joined_if_there(replies: Sequence[Any], field: str) -> Array | None:
+    """The same, or None if a reply has none."""
+    return joined(replies, field) if all(reply.HasField(field) for reply in replies) else None
+
+
 def pictures(replies: Sequence[Any], seed: int | None = None, latents: Array | None = None) -> Pictures:
     """Images and latents, one after the other; `latents` are those of replies that do not repeat them."""
     z = joined(replies, "latents") if latents is None else latents

@@ -5,6 +5,7 @@ On the linear model, whose numbers can be worked out by hand, and on the shipped
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +21,7 @@ from google.rpc import error_details_pb2, status_pb2
 from linear_model import LinearModel
 from test_servicer import array, latents, photos, tensor
 
-from latentry import manifest
+from latentry import Client, manifest
 from latentry.v1 import vae_pb2 as pb
 from latentry.v1 import vae_pb2_grpc
 
@@ -274,6 +275,19 @@ def test_a_learnt_prior_has_its_own_kl(shipped: Any, fashion_images: Any) -> Non
     closed = 0.5 * (np.exp(logvar) + mean**2 - 1 - logvar).sum(1)
     assert np.isfinite(array(reply.kl)).all()
     assert (np.abs(array(reply.kl) - closed) > 1).all()
+
+
+def test_without_the_density_of_its_prior_a_model_has_no_kl(tmp_path: Path, fashion_images: Any) -> None:
+    folder = tmp_path / "mnist-binary" / "1"
+    shutil.copytree(ROOT / "models" / "mnist-binary" / "1", folder)
+    about = manifest.read(folder).manifest
+    (folder / "density.onnx").unlink()
+    files = {name: digest for name, digest in about.files.items() if name != "density.onnx"}
+    (folder / "manifest.json").write_text(replace(about, files=files).to_json())
+    with running_service(settings_for(tmp_path)) as service, Client(f"localhost:{service.port}") as client:
+        seen = client.reconstruct(fashion_images[:2])
+    assert (seen.kl, seen.elbo) == (None, None)
+    assert seen.squared_error.shape == (2,)
 
 
 # ---- Edit ----
