@@ -109,7 +109,8 @@ class Reconstruction(Pictures):
     """What came back of N images, and how far from where it was: anomaly scores, float32 [N] each.
 
     `squared_error` is the mean over pixel values in [0, 1]; `kl` and `elbo` are in nats. Both are None if the density
-    of the model's prior is not known, `elbo` also if log p(x|z) is not. Without images (`scores_only`) there are 0 of them.
+    of the model's prior is not known, `elbo` also if log p(x|z) is not. Without images (`scores_only`) there are 0 of
+    them.
     """
 
     squared_error: Float32s

@@ -122,6 +122,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         self._max_message_bytes = max_message_bytes
         self._listeners = listeners
         self._unread: Counter[str] = Counter()  # bytes of replies that wait for their readers, by connection
+        self._taken = asyncio.Event()  # set for a moment whenever one of them does no longer
 
     async def intercept_service(
         self,
@@ -164,6 +165,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
                     await asyncio.wait_for(self._send(written, call.peer, context), _PATIENCE_S)
                 except asyncio.TimeoutError as error:
                     raise NotRead(_PATIENCE_S) from error
+                await self._room(call.peer)
 
     async def _requests(self, method: _Method, stream: AsyncIterator[bytes], call: Call) -> AsyncIterator[Any]:
         """The requests of a stream, until the caller has no more; raises `Draining` when the gate is shut."""
@@ -247,6 +249,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         except Exception as gone:  # the caller has; grpc would log it as a fault of ours
             raise asyncio.CancelledError from gone
 
+    async def _room(self, peer: str) -> None:
+        """Until no more than the bound waits for its readers on this connection: a stream goes on when others have been
+        read or let go."""
+        while self._unread[peer] > _MAX_UNREAD_BYTES:
+            await self._taken.wait()
+
     async def _send(self, reply: bytes, peer: str, context: Any) -> None:
         """Returns when gRPC has passed the reply on; a caller that does not read keeps us here. Raises `_Gone`."""
         self._unread[peer] += len(reply)
@@ -258,6 +266,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
             self._unread[peer] -= len(reply)
             if not self._unread[peer]:
                 del self._unread[peer]
+            self._taken.set()
+            self._taken.clear()
 
     def _record(self, method: _Method, call: Call, code: grpc.StatusCode, seconds: float, metadata: Metadata) -> None:
         m = self._metrics

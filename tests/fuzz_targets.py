@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-_MEASURED = ["serving.codec", "latentry.manifest", "latentry.pixels", "PIL"]  # where new branches are looked for
+_MEASURED = ["serving.api.codec", "latentry.manifest", "latentry.pixels", "PIL"]  # where new branches are looked for
 
 
 def _instrumented() -> contextlib.AbstractContextManager[Any]:
@@ -36,7 +36,7 @@ with _instrumented():
 
     from latentry import manifest
     from latentry.v1 import vae_pb2 as pb
-    from serving import codec
+    from serving.api import codec
     from serving.errors import InvalidArgument
 
 GREY, COLOUR = (12, 10, 1), (6, 8, 3)

@@ -29,10 +29,10 @@ from typing import Any
 import grpc
 import linear_model
 import numpy as np
+from latentry.messages import write_tensor
 from server_process import ROOT, ServerProcess, server_process
 from soak_calls import CALLS, SHAPES, Caller, Code, Truth
 
-from latentry.messages import write_tensor
 from latentry.v1 import vae_pb2 as pb
 from latentry.v1 import vae_pb2_grpc
 

@@ -15,10 +15,10 @@ from typing import Any
 import grpc
 import linear_model
 import numpy as np
+from latentry.messages import read_tensor, write_tensor
 from PIL import Image
 from server_process import ServerProcess
 
-from latentry.messages import read_tensor, write_tensor
 from latentry.v1 import vae_pb2 as pb
 from latentry.v1 import vae_pb2_grpc
 

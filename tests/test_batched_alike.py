@@ -13,8 +13,8 @@ import pytest
 from conftest import ROOT, running_service, settings_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from latentry.messages import read_tensor, write_tensor
+
 from latentry.v1 import vae_pb2 as pb
 from latentry.v1 import vae_pb2_grpc
 from serving.server import Service

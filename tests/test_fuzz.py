@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
+import itertools
 import math
 import re
 import socket
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fuzz_requests
 import fuzz_targets
 import grpc
 import http2_frames as http2
@@ -21,26 +24,33 @@ import linear_model
 import numpy as np
 import pytest
 from conftest import running_service, settings_for
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from fuzz_requests import MAX_ITEMS, SERVED, SHAPE, VALID, H, W, Z, nearly, wild
+from google.protobuf.descriptor import Descriptor
 from google.rpc import error_details_pb2, status_pb2
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from test_statuses import until
 
 from latentry.v1 import vae_pb2 as pb
 from serving.server import Service
 
-RPCS = ("Encode", "Decode", "Sample", "Interpolate", "GetModel", "ListModels")
-MAX_ITEMS = 16  # few, so that the bound is often met
-H, W, C, Z = 12, 10, 1, 5
+SERVICE = pb.DESCRIPTOR.services_by_name["VaeService"]
+RPCS = [method.name for method in SERVICE.methods]
+STREAMS = [method.name for method in SERVICE.methods if method.server_streaming]
+FEW = 4  # parts of a stream that are read before it is cancelled
 
 # Each example is answered by a real server, on processors that other tests share.
-wildly = settings(deadline=None, max_examples=250, suppress_health_check=list(HealthCheck), database=None)
+wildly = settings(deadline=None, max_examples=120, suppress_health_check=list(HealthCheck), database=None)
 briefly = settings(wildly, max_examples=80)
 
 
 @pytest.fixture(scope="module")
-def service(linear_repository: Path) -> Iterator[Service]:
-    with running_service(settings_for(linear_repository, max_request_items=MAX_ITEMS)) as running:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    repository = tmp_path_factory.mktemp("fuzzed")
+    fuzz_requests.write_models(repository)
+    about = {"max_request_items": MAX_ITEMS, "default_model": "linear"}
+    with running_service(settings_for(repository, **about)) as running:
         yield running
 
 
@@ -50,107 +60,20 @@ def channel(service: Service) -> Iterator[grpc.Channel]:
         yield opened
 
 
-# ---- messages ----
-
-
-def _numbers(bits: int, signed: bool = True) -> st.SearchStrategy[int]:
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    return st.sampled_from([0, 1, 2, Z, MAX_ITEMS, MAX_ITEMS + 1, high, high - 1, low]) | st.integers(low, high)
-
-
-FILES = [file for seed in fuzz_targets.seeds("images") for file in pb.Images.FromString(seed[1:]).encoded.images]
-SCALARS: dict[int, st.SearchStrategy[Any]] = {
-    FieldDescriptor.TYPE_INT32: _numbers(32),
-    FieldDescriptor.TYPE_INT64: _numbers(64),
-    FieldDescriptor.TYPE_UINT64: _numbers(64, signed=False),
-    FieldDescriptor.TYPE_ENUM: st.integers(-1, 6) | _numbers(32),
-    FieldDescriptor.TYPE_FLOAT: st.sampled_from([0.0, -0.0, 1.0, -1.0, math.nan, math.inf, 1e38]) | st.floats(width=32),
-    FieldDescriptor.TYPE_BYTES: st.sampled_from([b"", bytes(4 * Z), bytes(H * W), *FILES]) | st.binary(max_size=64),
-    FieldDescriptor.TYPE_STRING: st.sampled_from(["", "linear", "..", "a/b", "\0", "x" * 70])
-    | st.text(st.characters(codec="utf-8"), max_size=20),
-}
-
-
-def _field(field: FieldDescriptor) -> st.SearchStrategy[Any]:
-    one = _wild(field.message_type) if field.message_type else SCALARS[field.type]
-    return st.lists(one, max_size=9) if field.is_repeated else one
-
-
-@st.composite
-def _wild(draw: st.DrawFn, kind: Descriptor) -> Any:
-    """Any message of this kind at all."""
-    message = kind._concrete_class()
-    for field in kind.fields:
-        if draw(st.booleans()):
-            _put(message, field, draw(_field(field)))
-    return message
-
-
-def _put(message: Any, field: FieldDescriptor, value: Any) -> None:
-    if field.is_repeated:
-        message.ClearField(field.name)
-        getattr(message, field.name).extend(value)
-    elif field.message_type:
-        getattr(message, field.name).CopyFrom(value)
-    else:
-        setattr(message, field.name, value)
-
-
-@st.composite
-def _tensor(draw: st.DrawFn, shape: tuple[int, ...], dtypes: tuple[type[np.generic], ...]) -> pb.Tensor:
-    rng = np.random.default_rng(draw(st.integers(0, 99)))
-    size = (draw(st.integers(1, 4)), *shape)
-    array = rng.random(size, np.float32)
-    if draw(st.sampled_from(dtypes)) is np.uint8:
-        return pb.Tensor(dtype=1, shape=size, data=(255 * array).astype(np.uint8).tobytes())
-    return pb.Tensor(dtype=2, shape=size, data=array.tobytes())
-
-
-LATENTS = _tensor((Z,), (np.float32,))
-IMAGES = st.builds(lambda t: pb.Images(tensor=t), _tensor((H, W, C), (np.uint8, np.float32))) | st.builds(
-    lambda files: pb.Images(encoded=pb.EncodedImages(images=files)),
-    st.lists(st.sampled_from(FILES), min_size=1, max_size=3),
-)
-OUTPUT = st.builds(pb.ImageOutput, format=st.integers(0, 5), quality=st.integers(0, 100))
-SEED = st.none() | st.integers(0, 2**64 - 1)
-TEMPERATURE = st.none() | st.floats(0, 10, width=32)
-VALID: dict[str, st.SearchStrategy[Any]] = {
-    "Encode": st.builds(pb.EncodeRequest, images=IMAGES, resize=st.integers(1, 2), seed=SEED, temperature=TEMPERATURE),
-    "Decode": st.builds(pb.DecodeRequest, latents=LATENTS, output=OUTPUT),
-    "Sample": st.builds(
-        pb.SampleRequest, count=st.integers(1, MAX_ITEMS), seed=SEED, temperature=TEMPERATURE, output=OUTPUT
-    ),
-    "Interpolate": st.builds(
-        pb.InterpolateRequest, latents=LATENTS, steps=st.integers(2, 5), path=st.integers(0, 2), output=OUTPUT
-    )
-    | st.builds(pb.InterpolateRequest, images=IMAGES, resize=st.just(1), steps=st.integers(2, 5)),
-    "GetModel": st.builds(pb.GetModelRequest),
-    "ListModels": st.builds(pb.ListModelsRequest),
-}
-
-
-@st.composite
-def _nearly_valid(draw: st.DrawFn, rpc: str) -> Any:
-    """A request that makes sense but for one field, somewhere, and with fields that nobody knows."""
-    request = draw(VALID[rpc])
-    message = request
-    while message.DESCRIPTOR.fields:
-        field = draw(st.sampled_from(list(message.DESCRIPTOR.fields)))
-        if not field.message_type or field.is_repeated or not message.HasField(field.name) or draw(st.booleans()):
-            _put(message, field, draw(_field(field)))
-            break
-        message = getattr(message, field.name)
-    request.MergeFromString(draw(st.sampled_from([b"", b"\xfa\x3e\x03abc", b"\xf8\xff\xff\xff\x0f\x01"])))
-    return request
-
-
 # ---- what is promised ----
 
 
-def _call(channel: grpc.Channel, rpc: str, body: bytes) -> Any:
-    """The reply's bytes, or the error that is a call."""
+def _call(channel: grpc.Channel, rpc: str, body: bytes) -> list[bytes] | grpc.RpcError:
+    """The replies' bytes, of a stream the first few; or the error that is a call."""
+    path = f"/{SERVICE.full_name}/{rpc}"
     try:
-        return channel.unary_unary(f"/latentry.v1.VaeService/{rpc}")(body, timeout=20)
+        if rpc not in STREAMS:
+            return [channel.unary_unary(path)(body, timeout=20)]
+        replies = channel.unary_stream(path)(body, timeout=20)
+        try:
+            return list(itertools.islice(replies, FEW))
+        finally:
+            replies.cancel()
     except grpc.RpcError as error:
         return error
 
@@ -158,10 +81,18 @@ def _call(channel: grpc.Channel, rpc: str, body: bytes) -> Any:
 def _check(channel: grpc.Channel, rpc: str, request: Any) -> grpc.StatusCode:
     """The call ends as the documentation says; returns how."""
     answer = _call(channel, rpc, request.SerializeToString())
-    if isinstance(answer, bytes):
-        _check_reply(rpc, request, getattr(pb, f"{rpc}Response").FromString(answer))
+    if isinstance(answer, list):
+        replies = [getattr(pb, f"{rpc}Response").FromString(each) for each in answer]
+        if rpc in STREAMS:
+            _check_parts(request, replies)
+        else:
+            _check_reply(rpc, request, replies[0])
         return grpc.StatusCode.OK
-    code = answer.code()
+    return _check_refusal(answer, request)
+
+
+def _check_refusal(answer: Any, request: Any) -> grpc.StatusCode:
+    code: grpc.StatusCode = answer.code()
     assert code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND), (code, answer.details(), request)
     status = status_pb2.Status.FromString(dict(answer.trailing_metadata())["grpc-status-details-bin"])
     assert (status.code, status.message) == (code.value[0], answer.details())
@@ -178,7 +109,9 @@ def _check(channel: grpc.Channel, rpc: str, request: Any) -> grpc.StatusCode:
 
 
 def _exists(kind: Descriptor, path: str) -> bool:
-    """Whether the message has such a field, or oneof."""
+    """Whether the message has such a field, or oneof; of a stream's request, whether what it streams has."""
+    if kind.name.startswith("Stream") and _exists(kind.fields[0].message_type, path):
+        return True
     name, _, rest = re.sub(r"\[\d+\]", "", path).partition(".")
     if name in kind.oneofs_by_name:
         return not rest
@@ -189,26 +122,40 @@ def _exists(kind: Descriptor, path: str) -> bool:
 
 
 def _check_reply(rpc: str, request: Any, reply: Any) -> None:
-    if rpc == "Encode":
-        n = _count(request.images)
-        drawn = [reply.latents] if request.HasField("seed") else []
-        for tensor in (reply.mean, reply.logvar, *drawn):
-            assert _floats(tensor).shape == (n, Z)
-    elif rpc == "Decode":
-        assert _count(reply.images) == request.latents.shape[0]
-    elif rpc == "Sample":
-        assert _count(reply.images) == request.count
-        assert _floats(reply.latents).shape == (request.count, Z)
-        assert not request.HasField("seed") or reply.seed == request.seed
-    elif rpc == "Interpolate":
-        keys = request.latents.shape[0] if request.HasField("latents") else _count(request.images)
-        n = (keys - 1) * (request.steps - 1) + 1
-        assert _count(reply.images) == n
-        assert _floats(reply.latents).shape == (n, Z)
-    elif rpc == "GetModel":
-        assert (reply.model.model.name, reply.model.latent_dim) == ("linear", Z)
+    if rpc == "GetModel":
+        assert (reply.model.model.name, reply.model.latent_dim) == (request.model.name or "linear", Z)
+    elif rpc == "ListModels":
+        assert [info.model.name for info in reply.models] == sorted(SERVED)
     else:
-        assert [info.model.name for info in reply.models] == ["linear"]
+        n = _wanted(rpc, request)
+        assert reply.model.name == (request.model.name or "linear")
+        for field, tensor in reply.ListFields():
+            if field.message_type is pb.Tensor.DESCRIPTOR:
+                assert _floats(tensor).shape[0] == n, field.name
+        if "images" in reply.DESCRIPTOR.fields_by_name and not getattr(request, "omit_images", False):
+            _check_images(reply.images, n, request.output.format)
+        if request.DESCRIPTOR.fields_by_name.get("seed") and request.HasField("seed"):
+            assert reply.seed == request.seed
+
+
+def _wanted(rpc: str, request: Any) -> int:
+    """How many items are answered."""
+    if rpc == "Sample":
+        return int(request.count)
+    if rpc == "Interpolate":
+        keys = _given(request)
+        ends = 0 if request.loop else -1 if request.exclude_end_points else 1
+        return (keys if request.loop else keys - 1) * (request.steps - 1) + ends
+    if rpc == "Neighbours":
+        return int(request.walk.count or request.grid.rows * request.grid.columns)
+    return _given(request)
+
+
+def _given(request: Any) -> int:
+    if "latents" in request.DESCRIPTOR.fields_by_name and request.HasField("latents"):
+        return int(request.latents.shape[0])
+    images = request.images
+    return int(images.tensor.shape[0]) if images.HasField("tensor") else len(images.encoded.images)
 
 
 def _floats(tensor: pb.Tensor) -> linear_model.Array:
@@ -218,20 +165,42 @@ def _floats(tensor: pb.Tensor) -> linear_model.Array:
     return array
 
 
-def _count(images: pb.Images) -> int:
-    if images.WhichOneof("kind") == "encoded":
-        return len(images.encoded.images)
-    size = math.prod(images.tensor.shape) * (1 if images.tensor.dtype == pb.DATA_TYPE_UINT8 else 4)
-    assert len(images.tensor.data) == size
-    return int(images.tensor.shape[0])
+def _check_images(images: pb.Images, n: int, form: int) -> None:
+    """So many images, as files, as the frames of one file or as an array."""
+    if form in (pb.IMAGE_FORMAT_GIF, pb.IMAGE_FORMAT_ANIMATED_WEBP):
+        (file,) = images.encoded.images
+        with Image.open(io.BytesIO(file)) as animation:
+            assert getattr(animation, "n_frames", 1) == n
+    elif images.WhichOneof("kind") == "encoded":
+        assert len(images.encoded.images) == n
+    else:
+        size = math.prod(images.tensor.shape) * (1 if images.tensor.dtype == pb.DATA_TYPE_UINT8 else 4)
+        assert tuple(images.tensor.shape) == (n, *SHAPE)
+        assert len(images.tensor.data) == size
+
+
+def _check_parts(request: Any, replies: list[Any]) -> None:
+    """The first parts of a stream follow each other, and have as many items as they are to."""
+    samples = request.DESCRIPTOR.fields[0].name == "sample"
+    whole = request.sample if samples else request.interpolate
+    first = whole.first_index if samples else request.first_frame
+    end = first + whole.count if samples else _wanted("Interpolate", whole)
+    at = first
+    for k, reply in enumerate(replies):
+        wanted = min(request.chunk_items or (MAX_ITEMS if k else 1), end - at)
+        assert (reply.first_index if samples else reply.first_frame) == at
+        assert _floats(reply.part.latents).shape == (wanted, Z)
+        _check_images(reply.part.images, wanted, whole.output.format)
+        at += wanted
+    assert at == end or len(replies) == FEW
 
 
 def _lives_on(service: Service, channel: grpc.Channel) -> None:
     sampled = pb.SampleRequest(count=2, seed=1).SerializeToString()
-    assert isinstance(_call(channel, "Sample", sampled), bytes)
-    assert service.metrics.registry.get_sample_value("latentry_in_flight") == 0
-    for graph in ("encoder", "decoder"):
-        labels = {"model": "linear", "version": "1", "graph": graph}
+    assert isinstance(_call(channel, "Sample", sampled), list)
+    until(lambda: service.metrics.registry.get_sample_value("latentry_in_flight") == 0)  # streams end a little later
+    for model, graph in itertools.product(SERVED, ("encoder", "decoder")):
+        labels = {"model": model, "version": "1", "graph": graph}
         assert service.metrics.registry.get_sample_value("latentry_queue_items", labels) == 0
 
 
@@ -243,7 +212,7 @@ def test_any_message_is_answered_or_told_which_field_is_wrong(
     service: Service, channel: grpc.Channel, rpc: str
 ) -> None:
     @wildly
-    @given(_wild(getattr(pb, f"{rpc}Request").DESCRIPTOR))
+    @given(wild(getattr(pb, f"{rpc}Request").DESCRIPTOR))
     def check(request: Any) -> None:
         _check(channel, rpc, request)
 
@@ -258,7 +227,7 @@ def test_a_message_that_is_almost_right_is_answered_or_told_which_field_is_wrong
     codes = set()
 
     @wildly
-    @given(_nearly_valid(rpc))
+    @given(nearly(VALID[rpc]))
     def check(request: Any) -> None:
         codes.add(_check(channel, rpc, request))
 
@@ -281,7 +250,7 @@ def test_any_bytes_as_a_message_are_answered_or_refused(service: Service, channe
         elif how == 2:
             del body[draw(st.integers(0, len(body))) :]
         else:
-            body += draw(_wild(getattr(pb, f"{rpc}Request").DESCRIPTOR)).SerializeToString()
+            body += draw(wild(getattr(pb, f"{rpc}Request").DESCRIPTOR)).SerializeToString()
         return bytes(body)
 
     @wildly
@@ -292,7 +261,7 @@ def test_any_bytes_as_a_message_are_answered_or_refused(service: Service, channe
     def check(body: bytes) -> None:
         answer = _call(channel, rpc, body)
         expected = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
-        assert isinstance(answer, bytes) or answer.code() in expected, (answer.code(), answer.details())
+        assert isinstance(answer, list) or answer.code() in expected, (answer.code(), answer.details())
 
     check()
     _lives_on(service, channel)

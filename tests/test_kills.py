@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import queue
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,8 @@ import latentry
 from latentry.v1 import admin_pb2 as apb
 from latentry.v1 import admin_pb2_grpc, vae_pb2_grpc
 from latentry.v1 import vae_pb2 as pb
+from serving.inference import grpc_service_pb2 as oip
+from serving.inference import grpc_service_pb2_grpc
 
 Code = grpc.StatusCode
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -277,7 +280,86 @@ def test_sighup_takes_over_labels_and_log_level_and_a_broken_file_changes_nothin
         assert "Traceback" not in server.log
 
 
+# ---- new versions under streams ----
+
+
+def endless(chunk_items: int = 8) -> pb.StreamSampleRequest:
+    """As long a stream as there is."""
+    return pb.StreamSampleRequest(sample=pb.SampleRequest(count=1 << 20, seed=1), chunk_items=chunk_items)
+
+
+def versions_of(parts: Any, count: int) -> set[int]:
+    """The versions that made the next so many parts of a stream."""
+    return {next(parts).part.model.version for _ in range(count)}
+
+
+def test_a_stream_keeps_its_version_while_others_go_on_to_the_next(repository: Path, serve: Any) -> None:
+    """All of it, if it ends within `drain_s` of the switch."""
+    service = serve(repository, reload_s=0.05, drain_s=30.0)
+    with grpc.insecure_channel(f"localhost:{service.port}") as channel:
+        stub = vae_pb2_grpc.VaeServiceStub(channel)
+        wanted = stub.Sample(pb.SampleRequest(count=500, seed=1)).images.tensor.data
+        parts = stub.StreamSample(pb.StreamSampleRequest(sample=pb.SampleRequest(count=500, seed=1), chunk_items=8))
+        first = next(parts).part
+        linear_model.write(repository.with_name("new"), version=2).folder.rename(repository / "linear" / "2")
+        wait_for(lambda: stub.Sample(SMALL).model.version == 2, "others are answered by the new version")
+        rest = [each.part for each in parts]
+        assert {each.model.version for each in (first, *rest)} == {1}
+        assert b"".join(each.images.tensor.data for each in (first, *rest)) == wanted
+
+
+def test_a_stream_that_outlasts_its_version_is_told_to_come_back(repository: Path, serve: Any) -> None:
+    service = serve(repository, reload_s=0.05, drain_s=0.3)
+    with grpc.insecure_channel(f"localhost:{service.port}") as channel:
+        stub = vae_pb2_grpc.VaeServiceStub(channel)
+        parts = stub.StreamSample(endless())
+        assert versions_of(parts, 3) == {1}
+        linear_model.write(repository.with_name("new"), version=2).folder.rename(repository / "linear" / "2")
+        with pytest.raises(grpc.RpcError) as ended:
+            while True:
+                assert versions_of(parts, 1) == {1}, "no part of it is of another model"
+        assert ended.value.code() is Code.UNAVAILABLE
+        assert details(ended.value, error_details_pb2.RetryInfo).HasField("retry_delay")
+        parts = stub.StreamSample(endless())
+        assert versions_of(parts, 3) == {2}
+        parts.cancel()
+
+
 # ---- SIGTERM ----
+
+
+def test_streams_without_end_are_cut_off_after_the_drain(linear_repository: Path) -> None:
+    """Whether their readers read or not; and a stream of the protocol's that waits for requests ends at once."""
+    with server_process(linear_repository, "--drain-s", "0.5") as server, server.channel() as channel:
+        stub = vae_pb2_grpc.VaeServiceStub(channel)
+        read, unread = (stub.StreamSample(endless(), timeout=60) for _ in range(2))
+        next(unread)
+        waiting: queue.SimpleQueue[oip.ModelInferRequest] = queue.SimpleQueue()
+        idle = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(iter(waiting.get, None))
+        waiting.put(oip.ModelInferRequest(model_name="linear_sample"))
+        assert next(idle).error_message == ""
+        codes: list[Code] = []
+
+        def read_all() -> None:
+            with contextlib.suppress(grpc.RpcError):
+                for _ in read:
+                    pass
+            codes.append(read.code())
+
+        reader = threading.Thread(target=read_all)
+        reader.start()
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(grpc.RpcError) as ended:
+            next(idle)
+        assert (ended.value.code(), ended.value.details()) == (Code.UNAVAILABLE, "the server is shutting down")
+        assert server.process.wait(20) == 0
+        assert time.monotonic() - began < 5
+        reader.join()
+        assert codes == [Code.UNAVAILABLE]
+        assert "calls were still running after 0.5 s" in server.log
+        assert "Traceback" not in server.log
+        waiting.put(None)  # type: ignore[arg-type] # the end of the requests
 
 
 def ready(server: ServerProcess) -> int:

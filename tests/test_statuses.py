@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import queue
 import re
 import signal
 import socket
@@ -33,6 +34,8 @@ from latentry.v1 import vae_pb2 as pb
 from latentry.v1 import vae_pb2_grpc
 from serving.batcher import Batcher, Engine
 from serving.batches import Results
+from serving.inference import grpc_service_pb2 as oip
+from serving.inference import grpc_service_pb2_grpc
 from serving.server import Service
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -321,6 +324,64 @@ def test_a_device_is_up_again_when_all_that_is_loaded_works_on_it(
     assert up() == 0, "the decoder is still down"
     linear_model.write(tmp_path, version=2)  # and what is down goes for good
     until(lambda: up() == 1)
+
+
+def test_an_engine_that_fails_ends_the_streams_under_it_and_no_others(
+    serve: Any, linear_repository: Path, stub_to: StubTo
+) -> None:
+    """A stream's parts up to the failure are right, and another one from there on has the rest."""
+    service = serve(linear_repository, max_batch_size=8)
+    stub = stub_to(service)
+    whole = stub.Sample(pb.SampleRequest(count=200, seed=1)).images.tensor.data
+    _, hand = decoder(service)
+    hand.fails = lambda: len(hand.ran) in (4, 9)
+    came, ends, ended = b"", Counter[Code](), Code.UNKNOWN
+    while ended is not Code.OK:
+        at = len(came) // 120
+        sample = pb.SampleRequest(count=200 - at, seed=1, first_index=at)
+        replies = stub.StreamSample(pb.StreamSampleRequest(sample=sample, chunk_items=8), timeout=20)
+        try:
+            for reply in replies:
+                came += reply.part.images.tensor.data
+        except grpc.RpcError as error:
+            assert details(error, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() == 1000
+        ended = replies.code()
+        ends[ended] += 1
+    assert came == whole
+    assert ends == {Code.UNAVAILABLE: 2, Code.OK: 1}
+    page = scrape(service)
+    assert page("latentry_engine_restarts_total", device="cpu") == hand.failed == 2
+    about = {"rpc": "StreamSample", "model": "linear", "version": "1"}
+    assert {code: page("latentry_requests_total", code=code.name, **about) for code in ends} == ends
+    kind = {"grpc_type": "server_stream", "grpc_service": "latentry.v1.VaeService", "grpc_method": "StreamSample"}
+    assert page("grpc_server_handled_total", grpc_code="Unavailable", **kind) == 2
+    assert page("grpc_server_started_total", **kind) == 3
+    assert page("latentry_queue_items", model="linear", version="1", graph="decoder") == 0
+    assert page("latentry_in_flight") == 0
+
+
+def test_an_engine_that_fails_under_a_request_of_the_protocols_stream_fails_that_one(
+    serve: Any, linear_repository: Path
+) -> None:
+    """Whatever went wrong with one request, the others of the stream have their answers."""
+    service = serve(linear_repository)
+    _, hand = decoder(service)
+    hand.fails = lambda: len(hand.ran) == 2
+    with grpc.insecure_channel(f"localhost:{service.port}", ONCE) as channel:
+        infer = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer
+        answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        replies = infer(
+            (oip.ModelInferRequest(model_name="linear_sample", id=each) for each in iter(answers.get, None)), timeout=20
+        )
+        said = []
+        for each in "123":  # one after the other: together they would share a batch
+            answers.put(each)
+            said.append(next(replies))
+        answers.put(None)
+        assert list(replies) == []
+    assert [each.infer_response.id for each in said] == ["1", "2", "3"]
+    assert [each.error_message for each in said] == ["", "the engine failed and is being restarted; try again", ""]
+    assert scrape(service)("latentry_engine_restarts_total", device="cpu") == hand.failed == 1
 
 
 # ---- DEADLINE_EXCEEDED and CANCELLED ----

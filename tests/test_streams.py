@@ -257,7 +257,7 @@ async def test_only_one_part_is_worked_on_ahead_of_the_reader() -> None:
     work = streams.one_ahead(part(k) for k in range(10))
     assert await anext(work) == 0
     await asyncio.sleep(0.01)
-    assert begun == [0, 1]
+    assert begun == [0], "the second may be many times as large: it waits until the first is taken"
     assert await anext(work) == 1
     await asyncio.sleep(0.01)
     assert begun == [0, 1, 2]

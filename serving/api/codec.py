@@ -18,6 +18,7 @@ from latentry import animation, pixels
 from latentry.v1 import vae_pb2 as pb
 from serving.api import image_files
 from serving.api.codec_threads import Stopped
+from serving.api.image_files import Allowance
 from serving.api.tensors import read_latents, read_tensor, write_tensor
 from serving.errors import InvalidArgument
 
@@ -58,8 +59,12 @@ def read_images(
     resize: int,
     stopped: Stopped = lambda: False,
     field: str = "images",
+    allowance: Allowance | None = None,
 ) -> Uint8s:
-    """Images [N, H, W, C] of the model's `shape`, resized if the request says so. Ends early once `stopped()`."""
+    """Images [N, H, W, C] of the model's `shape`, resized if the request says so. Ends early once `stopped()`.
+
+    `allowance` is the request's, if it has images in more than one field.
+    """
     if resize not in pb.Resize.values():
         raise InvalidArgument("resize", resize, "RESIZE_UNSPECIFIED (0), RESIZE_CROP (1) or RESIZE_STRETCH (2)")
     fit = _FITS[resize]
@@ -67,7 +72,9 @@ def read_images(
     if kind == "tensor":
         return _from_tensor(images.tensor, shape, max_items, fit, stopped, f"{field}.tensor")
     if kind == "encoded":
-        return image_files.read(images.encoded.images, shape, max_items, fit, stopped, f"{field}.encoded.images")
+        files = images.encoded.images
+        allowance = allowance or Allowance()
+        return image_files.read(files, shape, max_items, fit, stopped, f"{field}.encoded.images", allowance)
     raise InvalidArgument(field, "none", "a tensor or encoded images")
 
 

@@ -39,6 +39,20 @@ _PNG_ESSENTIAL = (b"IHDR", b"PLTE", b"tRNS", b"eXIf")
 _filters = threading.Lock()  # of warnings: they are the whole process's
 
 
+class Allowance:
+    """How many pixels the files of one request may still have, in all its fields together."""
+
+    def __init__(self) -> None:
+        self._left = MAX_REQUEST_PIXELS
+
+    def spend(self, pixels: int, field: str) -> None:
+        """Raises `InvalidArgument` if there are not so many left."""
+        self._left -= pixels
+        if self._left < 0:
+            got = f"{MAX_REQUEST_PIXELS - self._left} pixels in all"
+            raise InvalidArgument(field, got, f"at most {MAX_REQUEST_PIXELS} a request")
+
+
 def read(
     files: Sequence[bytes],
     shape: tuple[int, int, int],
@@ -46,13 +60,14 @@ def read(
     fit: Fit | None,
     stopped: Stopped,
     field: str,
+    allowance: Allowance,
 ) -> Uint8s:
     """1 to `max_items` files as uint8 [N, H, W, C] of the model's `shape`; `fit` resizes those of another size.
 
     Raises `InvalidArgument` that names the file, `field`[i], if one is broken or too large, or of another size and
     there is no `fit`; `CancelledError` once `stopped()`.
     """
-    _check_headers(files, shape, max_items, fit, field)
+    _check_headers(files, shape, max_items, fit, field, allowance)
     images = np.empty((len(files), *shape), np.uint8)
     sizes = []
     for i, data in enumerate(files):
@@ -70,13 +85,17 @@ def read(
 
 
 def _check_headers(
-    files: Sequence[bytes], shape: tuple[int, int, int], max_items: int, fit: Fit | None, field: str
+    files: Sequence[bytes],
+    shape: tuple[int, int, int],
+    max_items: int,
+    fit: Fit | None,
+    field: str,
+    allowance: Allowance,
 ) -> None:
     if not 1 <= len(files) <= max_items:
         raise InvalidArgument(field, f"{len(files)} images", f"1 to {max_items}")
     sizes = [_size(data, f"{field}[{i}]") for i, data in enumerate(files)]
-    if (total := sum(height * width for height, width in sizes)) > MAX_REQUEST_PIXELS:
-        raise InvalidArgument(field, f"{total} pixels in all", f"at most {MAX_REQUEST_PIXELS} a request")
+    allowance.spend(sum(height * width for height, width in sizes), field)
     if fit is None:
         lying = shape[1::-1]  # these may fit once they are upright
         _check_sizes([shape[:2] if size == lying else size for size in sizes], shape, field)

@@ -7,7 +7,7 @@ Every function raises `InvalidArgument` with the field, what was got and what wa
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -105,31 +105,37 @@ def _read_prior(prior: int, model: Model) -> bool:
 
 def read_classes(classes: pb.Classes, items: int, about: Manifest, field: str = "classes") -> Int64s | None:
     """The class of each of so many items, int64 [items]; None for a model that is not conditional."""
-    given: Sequence[str | int] = [*classes.names, *classes.indices]
+    given = len(classes.names) + len(classes.indices)
     if not about.classes:
         if given:
             wanted = f"none: {about.name} is not conditional"
-            raise InvalidArgument(field, plain(repr(given[0]), _LONGEST_NAME), wanted)
+            raise InvalidArgument(
+                field, plain(repr([*classes.names[:1], *classes.indices[:1]][0]), _LONGEST_NAME), wanted
+            )
         return None
     if classes.names and classes.indices:
         raise InvalidArgument(field, "names and indices", "one of them")
-    if len(given) not in (1, items):
+    if given not in (1, items):
         wanted = f"one, or {items}, one an item" if items > 1 else "one"
-        raise InvalidArgument(field, f"{len(given)} classes" if given else "none", f"{wanted}: {_known(about)}")
+        raise InvalidArgument(field, f"{given} classes" if given else "none", f"{wanted}: {_known(about)}")
     if classes.names:
-        numbers = [_class_number(name, i, about, field) for i, name in enumerate(classes.names)]
+        numbers = np.fromiter(_class_numbers(classes.names, about, field), np.int64, given)
     else:
-        numbers = list(classes.indices)
-        for i, number in enumerate(numbers):
-            if not 0 <= number < about.classes:
-                raise InvalidArgument(f"{field}.indices[{i}]", number, f"0 to {about.classes - 1}")
-    return np.broadcast_to(np.asarray(numbers, np.int64), (items,))
+        numbers = np.fromiter(classes.indices, np.int64, given)
+        for i in np.flatnonzero((numbers < 0) | (numbers >= about.classes))[:1]:
+            raise InvalidArgument(f"{field}.indices[{i}]", numbers[i], f"0 to {about.classes - 1}")
+    return np.broadcast_to(numbers, (items,))
 
 
-def _class_number(name: str, i: int, about: Manifest, field: str) -> int:
-    if name not in about.labels[: about.classes]:
-        raise InvalidArgument(f"{field}.names[{i}]", plain(repr(name), _LONGEST_NAME), f"one of {_known(about)}")
-    return about.labels.index(name)
+def _class_numbers(given: Iterable[str], about: Manifest, field: str) -> Iterator[int]:
+    """Of a stream there may be a million."""
+    numbers: dict[str, int] = {}
+    for number, label in enumerate(about.labels[: about.classes]):
+        numbers.setdefault(label, number)
+    for i, name in enumerate(given):
+        if name not in numbers:
+            raise InvalidArgument(f"{field}.names[{i}]", plain(repr(name), _LONGEST_NAME), f"one of {_known(about)}")
+        yield numbers[name]
 
 
 def _known(about: Manifest) -> str:

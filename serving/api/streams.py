@@ -21,13 +21,16 @@ def parts(first: int, end: int, chunk_items: int, default: int) -> Iterator[tupl
 
 async def one_ahead(work: Iterable[Coroutine[Any, Any, T]]) -> AsyncGenerator[T, None]:
     """The results in order. While one is with the reader the next one is worked on, but no more: a reader that is slow,
-    or has gone, makes no work."""
+    or has gone, makes no work. The second, which may be many times as large as the first, waits until that is taken.
+    """
     running: deque[asyncio.Task[T]] = deque()
+    ahead = 0
     try:
         for each in work:
             running.append(asyncio.ensure_future(each))
-            if len(running) > 1:
+            if len(running) > ahead:
                 yield await running.popleft()
+                ahead = 1
         while running:
             yield await running.popleft()
     finally:

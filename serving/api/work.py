@@ -10,6 +10,7 @@ from latentry.v1 import vae_pb2 as pb
 from serving import call
 from serving.api import codec
 from serving.api.codec_threads import CodecThreads
+from serving.api.image_files import Allowance
 from serving.batches import Array
 from serving.errors import InvalidArgument
 from serving.model import Float32s, Model
@@ -27,6 +28,7 @@ class Work:
         self.most = model.limits.max_items
         self.codec_threads = codec_threads
         self._quotas = quotas
+        self._allowance = Allowance()
 
     def admit(self, items: int) -> None:
         """Count the items of this call, and charge them to its caller; raises `QuotaExceeded`."""
@@ -42,7 +44,7 @@ class Work:
             if not codec.needs_time(images, resize):
                 return codec.read_images(images, shape, self.most, resize, field=field)
             return await self.codec_threads.run(
-                lambda stopped: codec.read_images(images, shape, self.most, resize, stopped, field=field),
+                lambda stopped: codec.read_images(images, shape, self.most, resize, stopped, field, self._allowance),
                 images.ByteSize(),
             )
 
