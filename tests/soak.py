@@ -29,10 +29,10 @@ from typing import Any
 import grpc
 import linear_model
 import numpy as np
-from latentry.messages import write_tensor
 from server_process import ROOT, ServerProcess, server_process
 from soak_calls import CALLS, SHAPES, Caller, Code, Truth
 
+from latentry.messages import write_tensor
 from latentry.v1 import vae_pb2 as pb
 from latentry.v1 import vae_pb2_grpc
 
@@ -48,8 +48,11 @@ import grpc, sys
 from latentry.v1 import vae_pb2 as pb, vae_pb2_grpc
 stub = vae_pb2_grpc.VaeServiceStub(grpc.insecure_channel(sys.argv[1]))
 while True:
-    calls = [stub.Sample.future(pb.SampleRequest(model=pb.ModelSelector(name="c"), count=64)) for _ in range(4)]
+    sample = pb.SampleRequest(model=pb.ModelSelector(name="c"), count=64)
+    calls = [stub.Sample.future(sample) for _ in range(4)]
+    parts = stub.StreamSample(pb.StreamSampleRequest(sample=sample, chunk_items=1))
     calls[0].result()
+    next(parts)
     print("called", flush=True)
 """
 
@@ -269,8 +272,8 @@ def _counted(server: ServerProcess) -> Counter[tuple[str, str]]:
 
 def print_calls(ended: Counter[tuple[str, Code]]) -> None:
     for (kind, code), count in sorted(ended.items(), key=lambda item: (item[0][0], item[0][1].name)):
-        print(f"{kind:14}{code.name:20}{count:10,}")
-    print(f"{'all':34}{sum(ended.values()):10,}")
+        print(f"{kind:24}{code.name:20}{count:10,}")
+    print(f"{'all':44}{sum(ended.values()):10,}")
 
 
 def print_watch(watch: Watch) -> None:

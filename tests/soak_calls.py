@@ -15,12 +15,14 @@ from typing import Any
 import grpc
 import linear_model
 import numpy as np
-from latentry.messages import read_tensor, write_tensor
 from PIL import Image
 from server_process import ServerProcess
 
+from latentry.messages import read_tensor, write_tensor
 from latentry.v1 import vae_pb2 as pb
 from latentry.v1 import vae_pb2_grpc
+from serving.inference import grpc_service_pb2 as oip
+from serving.inference import grpc_service_pb2_grpc
 
 SHAPES = {"a": ((12, 10, 1), 5), "b": ((8, 8, 3), 7), "c": ((5, 4, 1), 33)}
 PAUSE_S = 0.004  # of a worker after each call: the load is steady, not the most there could be
@@ -33,6 +35,15 @@ EXPECTED: dict[str, set[Code]] = {
     "Decode": ANSWERED,
     "Sample": ANSWERED,
     "Interpolate": ANSWERED,
+    "Reconstruct": ANSWERED,
+    "Neighbours": ANSWERED,
+    "StreamSample": ANSWERED,
+    "StreamInterpolate slow": ANSWERED,
+    "stream cancelled": {Code.OK, Code.CANCELLED},
+    "stream abandoned": {Code.OK, Code.CANCELLED},
+    "stream resumed": ANSWERED,
+    "ModelInfer": ANSWERED,
+    "ModelStreamInfer": ANSWERED,
     "GetModel": ANSWERED,
     "ListModels": ANSWERED,
     "bad": {Code.INVALID_ARGUMENT},
@@ -41,6 +52,8 @@ EXPECTED: dict[str, set[Code]] = {
     "cancelled": {Code.OK, Code.CANCELLED},
     "overload": {Code.OK, Code.RESOURCE_EXHAUSTED},
 }
+# Calls of model c, whose ends the client may not see.
+UNSEEN = {"late", "cancelled", "stream cancelled", "stream abandoned", "stream resumed"}
 
 
 # ---- truth ----
@@ -124,7 +137,7 @@ class Caller:
             if code not in EXPECTED[kind]:
                 self.wrong.append(f"{kind}: {code.name}: {error.details()}")
         self.ended[kind, code] += 1
-        if kind not in ("late", "cancelled"):
+        if kind not in UNSEEN:
             rpc = {"bad": "Decode", "unknown": "Sample"}.get(kind, kind.partition(" ")[0])
             self.seen[rpc, code.name] += 1
 
@@ -178,6 +191,125 @@ class Caller:
         _near(read_tensor(reply.latents), np.linspace(keys[0], keys[1], 9), 1e-5)
         self._check_images(reply, read_tensor(reply.latents))
 
+    def reconstruct(self, stub: Any) -> None:
+        name, shape, _, n = self._pick()
+        images = self._numbers.integers(0, 256, (n, *shape), np.uint8)
+        raw = pb.Images(tensor=write_tensor(images))
+        reply = stub.Reconstruct(pb.ReconstructRequest(model=pb.ModelSelector(name=name), images=raw), timeout=20)
+        latents, _ = self._truth.encode(reply.model, images)
+        _near(read_tensor(reply.latents), latents, 1e-4)
+        self._check_images(reply, read_tensor(reply.latents))
+        errors = np.square(images / 255 - self._truth.decode(reply.model, latents)).mean((1, 2, 3))
+        _near(read_tensor(reply.squared_error), errors, 1e-4)
+
+    def neighbours(self, stub: Any) -> None:
+        name, _, z, _ = self._pick()
+        base = self._numbers.normal(size=(1, z)).astype(np.float32)
+        walk, raw = pb.NeighbourWalk(count=9), write_tensor(base)
+        reply = stub.Neighbours(
+            pb.NeighboursRequest(model=pb.ModelSelector(name=name), latents=raw, walk=walk), timeout=20
+        )
+        _near(read_tensor(reply.latents)[:1], base, 0)
+        self._check_images(reply, read_tensor(reply.latents))
+
+    # ---- streams ----
+
+    def stream(self, stub: Any) -> None:
+        name, _, _, n = self._pick()
+        self._check_stream(stub, name, n, 0, n)
+
+    def stream_slow(self, stub: Any) -> None:
+        name, _, z, _ = self._pick()
+        keys = self._numbers.normal(size=(2, z)).astype(np.float32)
+        whole = pb.InterpolateRequest(model=pb.ModelSelector(name=name), latents=write_tensor(keys), steps=40)
+        latents = []
+        for reply in stub.StreamInterpolate(pb.StreamInterpolateRequest(interpolate=whole, chunk_items=10), timeout=20):
+            time.sleep(0.01)
+            latents.append(read_tensor(reply.part.latents))
+            self._check_images(reply.part, latents[-1])
+        _near(np.concatenate(latents), np.linspace(keys[0], keys[1], 40), 1e-5)
+
+    def stream_cancelled(self, stub: Any) -> None:
+        parts = stub.StreamSample(self._endless(), timeout=20)
+        for _ in range(self._random.randrange(4)):
+            next(parts)
+        parts.cancel()
+        parts.result()
+
+    def stream_abandoned(self, stub: Any) -> None:
+        """By a client that goes away."""
+        with self._server.channel() as channel:
+            parts = vae_pb2_grpc.VaeServiceStub(channel).StreamSample(self._endless(), timeout=20)
+            next(parts)
+        parts.result()
+
+    def stream_resumed(self, stub: Any) -> None:
+        """Left after the first parts, and gone on with where it ended."""
+        seed, part = self._random.getrandbits(64), self._random.randrange(1, 4)
+        images = self._check_stream(stub, "c", 100, seed, 7, leave_after=part)
+        images += self._check_stream(stub, "c", 100 - len(images), seed, 7, first=len(images))
+        whole = stub.Sample(pb.SampleRequest(model=pb.ModelSelector(name="c"), count=100, seed=seed), timeout=20)
+        _near(np.stack(images), read_tensor(whole.images.tensor), 0)
+
+    def _endless(self) -> pb.StreamSampleRequest:
+        return pb.StreamSampleRequest(sample=pb.SampleRequest(model=pb.ModelSelector(name="c"), count=1 << 20))
+
+    def _check_stream(
+        self, stub: Any, name: str, count: int, seed: int, chunk: int, first: int = 0, leave_after: int = 0
+    ) -> list[Any]:
+        """The images of a stream of so many, or of its first parts."""
+        sample = pb.SampleRequest(model=pb.ModelSelector(name=name), count=count, seed=seed, first_index=first)
+        replies = stub.StreamSample(pb.StreamSampleRequest(sample=sample, chunk_items=chunk), timeout=20)
+        images: list[Any] = []
+        for k, reply in enumerate(replies):
+            if reply.first_index != first + len(images):
+                raise WrongAnswerError(f"a part at {reply.first_index}, wanted {first + len(images)}")
+            self._check_images(reply.part, read_tensor(reply.part.latents))
+            images += list(read_tensor(reply.part.images.tensor))
+            if k + 1 == leave_after:
+                replies.cancel()
+                return images
+        if len(images) != count:
+            raise WrongAnswerError(f"{len(images)} images of {count}")
+        return images
+
+    # ---- the Open Inference Protocol ----
+
+    def _infer_request(self, n: int, **fields: Any) -> tuple[oip.ModelInferRequest, Any]:
+        latents = self._numbers.normal(size=(n, SHAPES["b"][1])).astype(np.float32)
+        request = oip.ModelInferRequest(
+            model_name="b_decoder",
+            inputs=[{"name": "latents", "datatype": "FP32", "shape": latents.shape}],
+            outputs=[{"name": "mean"}],
+            raw_input_contents=[latents.tobytes()],
+            **fields,
+        )
+        return request, latents
+
+    def _check_inferred(self, response: oip.ModelInferResponse, latents: Any) -> None:
+        mean = np.frombuffer(response.raw_output_contents[0], np.float32).reshape(len(latents), *SHAPES["b"][0])
+        _near(mean, self._truth.decode(pb.ModelRef(name="b", version=1), latents), 1e-5)
+
+    def infer(self, stub: Any) -> None:
+        request, latents = self._infer_request(self._random.choice([1, 2, 64]))
+        with self._server.channel() as channel:
+            infer = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+            self._check_inferred(infer(request, timeout=20), latents)
+
+    def infer_stream(self, stub: Any) -> None:
+        """Every third request is one that is refused."""
+        made = [self._infer_request(2, id=str(i), **({"model_version": "99"} if i % 3 == 2 else {})) for i in range(9)]
+        with self._server.channel() as channel:
+            infer = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer
+            replies = list(infer((request for request, _ in made), timeout=20))
+        if [reply.infer_response.id for reply in replies] != [str(i) for i in range(9)]:
+            raise WrongAnswerError(f"answers to {[reply.infer_response.id for reply in replies]}")
+        for i, (reply, (_, latents)) in enumerate(zip(replies, made, strict=True)):
+            if bool(reply.error_message) != (i % 3 == 2):
+                raise WrongAnswerError(f"request {i}: {reply.error_message!r}")
+            if not reply.error_message:
+                self._check_inferred(reply.infer_response, latents)
+
     def _check_images(self, reply: Any, latents: Any) -> None:
         got = read_tensor(reply.images.tensor).astype(np.float32)
         _near(got, 255 * self._truth.decode(reply.model, latents), 0.51)
@@ -228,4 +360,13 @@ CALLS: dict[str, tuple[float, Callable[[Caller, Any], None]]] = {
     "unknown": (0.5, Caller.unknown),
     "late": (1, Caller.late),
     "cancelled": (1, Caller.cancelled),
+    "Reconstruct": (2, Caller.reconstruct),
+    "Neighbours": (1, Caller.neighbours),
+    "StreamSample": (1, Caller.stream),
+    "StreamInterpolate slow": (0.5, Caller.stream_slow),
+    "stream cancelled": (1, Caller.stream_cancelled),
+    "stream abandoned": (0.5, Caller.stream_abandoned),
+    "stream resumed": (0.5, Caller.stream_resumed),
+    "ModelInfer": (1, Caller.infer),
+    "ModelStreamInfer": (0.5, Caller.infer_stream),
 }

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import conditional_model
 import grpc
 import linear_model
 import numpy as np
@@ -13,8 +14,8 @@ import pytest
 from conftest import ROOT, running_service, settings_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from latentry.messages import read_tensor, write_tensor
 
+from latentry.messages import read_tensor, write_tensor
 from latentry.v1 import vae_pb2 as pb
 from latentry.v1 import vae_pb2_grpc
 from serving.server import Service
@@ -23,6 +24,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 POOL = 24  # items that calls take their own from
 SEED = 77
+RPCS = ("Encode", "Decode", "Sample", "Reconstruct", "Edit")
+CLASSES = 3
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class Items:
     decoded: Array  # (POOL, H, W, C) uint8
     sampled: Array  # (POOL, H, W, C) uint8, of SEED
     drawn: Array  # (POOL, Z), their latents
+    classes: Array | None  # (POOL,) of a conditional model
+    scored: dict[str, Array]  # Reconstruct's tensors of SEED, (POOL, ...) each
+    edited: dict[str, Array]  # Edit's
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,8 @@ class Call:
 
 CALLS = st.builds(
     lambda model, rpc, first, count, pause: Call(model, rpc, first, min(count, POOL - first), pause == 0),
-    st.integers(0, 2),
-    st.sampled_from(["Encode", "Decode", "Sample"]),
+    st.integers(0, 3),
+    st.sampled_from(RPCS),
     st.integers(0, POOL - 1),
     st.sampled_from([1, 1, 1, 2, 3, 8, 9, POOL]),
     st.integers(0, 5),
@@ -65,21 +71,32 @@ CALLS = st.builds(
 
 
 def _request(items: Items, rpc: str, part: slice) -> Any:
-    model = pb.ModelSelector(name=items.name)
-    if rpc == "Encode":
-        images = pb.Images(tensor=write_tensor(items.images[part]))
-        return pb.EncodeRequest(model=model, images=images, seed=SEED, first_index=part.start)
+    every: dict[str, Any] = {"model": pb.ModelSelector(name=items.name)}
+    if items.classes is not None:
+        every["classes"] = pb.Classes(indices=items.classes[part])
     if rpc == "Decode":
-        return pb.DecodeRequest(model=model, latents=write_tensor(items.latents[part]))
-    return pb.SampleRequest(model=model, count=part.stop - part.start, first_index=part.start, seed=SEED)
+        return pb.DecodeRequest(latents=write_tensor(items.latents[part]), **every)
+    if rpc == "Sample":
+        return pb.SampleRequest(count=part.stop - part.start, first_index=part.start, seed=SEED, **every)
+    every["images"] = pb.Images(tensor=write_tensor(items.images[part]))
+    if rpc == "Edit":
+        ends = {"plus_latents": write_tensor(items.latents[:3]), "minus_latents": write_tensor(items.latents[3:5])}
+        return pb.EditRequest(differences=[pb.Difference(amount=0.5, **ends)], **every)
+    kind = pb.EncodeRequest if rpc == "Encode" else pb.ReconstructRequest
+    return kind(seed=SEED, first_index=part.start, **every)
 
 
-def _alone(stub: Any, name: str, images: Array, latents: Array) -> Items:
+def _tensors(reply: Any) -> dict[str, Array]:
+    """All tensors of a reply, images among them."""
+    found = {field.name: value for field, value in reply.ListFields() if isinstance(value, pb.Tensor)}
+    return {name: read_tensor(each) for name, each in {**found, "images": reply.images.tensor}.items()}
+
+
+def _alone(stub: Any, name: str, images: Array, latents: Array, classes: Array | None = None) -> Items:
     """Each item in a call of its own, one call at a time."""
-    asked = Items(name, images, latents, *[np.empty(0)] * 5)
-    encoded, decoded, sampled = (
-        [getattr(stub, rpc)(_request(asked, rpc, slice(i, i + 1))) for i in range(POOL)]
-        for rpc in ("Encode", "Decode", "Sample")
+    asked = Items(name, images, latents, *[np.empty(0)] * 5, classes, {}, {})
+    encoded, decoded, sampled, scored, edited = (
+        [getattr(stub, rpc)(_request(asked, rpc, slice(i, i + 1))) for i in range(POOL)] for rpc in RPCS
     )
     return Items(
         name,
@@ -90,7 +107,13 @@ def _alone(stub: Any, name: str, images: Array, latents: Array) -> Items:
         np.concatenate([read_tensor(reply.images.tensor) for reply in decoded]),
         np.concatenate([read_tensor(reply.images.tensor) for reply in sampled]),
         np.concatenate([read_tensor(reply.latents) for reply in sampled]),
+        classes,
+        *(_joined([_tensors(reply) for reply in replies]) for replies in (scored, edited)),
     )
+
+
+def _joined(parts: list[dict[str, Array]]) -> dict[str, Array]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _check(items: Items, call: Call, reply: Any) -> None:
@@ -104,6 +127,11 @@ def _check(items: Items, call: Call, reply: Any) -> None:
     elif call.rpc == "Decode":
         wanted = items.decoded[call.part].astype(np.int16)
         assert np.abs(read_tensor(reply.images.tensor).astype(np.int16) - wanted).max() <= 1
+    elif call.rpc in ("Reconstruct", "Edit"):
+        alone, got = items.scored if call.rpc == "Reconstruct" else items.edited, _tensors(reply)
+        assert got.keys() == alone.keys()
+        for name, each in got.items():
+            assert each.tobytes() == alone[name][call.part].tobytes(), name
     else:
         assert read_tensor(reply.latents).tobytes() == items.drawn[call.part].tobytes()
         assert read_tensor(reply.images.tensor).tobytes() == items.sampled[call.part].tobytes()
@@ -133,9 +161,12 @@ def _rows_a_batch(service: Service) -> float:
 
 @pytest.fixture(scope="module")
 def three_models(tmp_path_factory: pytest.TempPathFactory) -> list[linear_model.LinearModel]:
-    """Models of different shapes in one repository, whose encoders and decoders share one device."""
+    """Models of different shapes in one repository, whose encoders and decoders share one device; and one that is
+    conditional.
+    """
     root = tmp_path_factory.mktemp("three")
     shapes = [("a", (12, 10, 1), 5), ("b", (8, 8, 3), 7), ("c", (5, 4, 1), 33)]
+    conditional_model.write(root, CLASSES)
     return [linear_model.write(root, name, i + 1, shape, z) for i, (name, shape, z) in enumerate(shapes)]
 
 
@@ -158,6 +189,9 @@ def mixed(request: Any, three_models: list[linear_model.LinearModel]) -> Iterato
             )
             for model in three_models
         ]
+        images = rng.integers(0, 256, (POOL, 12, 10, 1), np.uint8)
+        latents = rng.normal(size=(POOL, 5)).astype(np.float32)
+        truth.append(_alone(stub, "linear", images, latents, rng.integers(0, CLASSES, POOL)))
         yield service, stub, truth
 
 
@@ -174,13 +208,29 @@ def test_a_model_alone_gives_what_its_weights_say(
     mixed: tuple[Service, Any, list[Items]], three_models: list[linear_model.LinearModel]
 ) -> None:
     """The truth of the tests here is true."""
-    _, _, truth = mixed
+    _, _, (*truth, classed) = mixed
     for model, items in zip(three_models, truth, strict=True):
         mean, logvar = model.encode(items.images)
         np.testing.assert_allclose(items.means, mean, atol=1e-5)
         np.testing.assert_allclose(items.logvars, logvar, atol=1e-5)
         assert np.abs(items.decoded - 255 * model.decode(items.latents)).max() <= 0.51
         assert np.abs(items.sampled - 255 * model.decode(items.drawn)).max() <= 0.51
+        scored, edited = items.scored, items.edited
+        drawn = mean + np.exp(0.5 * logvar) * items.drawn
+        np.testing.assert_allclose(scored["latents"], drawn, atol=1e-5)
+        x, decoded = items.images / 255, model.decode(scored["latents"]).astype(np.float64)
+        np.testing.assert_allclose(scored["squared_error"], np.square(x - decoded).mean((1, 2, 3)), rtol=1e-5)
+        kl = 0.5 * (np.square(mean) + np.exp(logvar) - 1 - logvar).sum(1)
+        np.testing.assert_allclose(scored["kl"], kl, rtol=1e-4)
+        bounded = np.clip(decoded, 2.0**-24, 1 - 2.0**-24)
+        likelihood = (x * np.log(bounded) + (1 - x) * np.log1p(-bounded)).sum((1, 2, 3))
+        np.testing.assert_allclose(scored["elbo"], likelihood - kl, atol=1)  # float32 near 1 is coarse
+        move = 0.5 * (items.latents[:3].mean(0) - items.latents[3:5].mean(0))
+        np.testing.assert_allclose(edited["latents"], mean + move, atol=1e-5)
+    assert classed.classes is not None
+    beneath = conditional_model.ConditionalModel(three_models[0], CLASSES)  # of the same shape and seed: its weights
+    np.testing.assert_allclose(classed.means, beneath.encode(classed.images, classed.classes)[0], atol=1e-5)
+    assert np.abs(classed.decoded - 255 * beneath.decode(classed.latents, classed.classes)).max() <= 0.51
 
 
 def test_the_shipped_model_gives_the_same_in_any_batch(fashion_images: Array) -> None:
@@ -198,7 +248,7 @@ def test_the_shipped_model_gives_the_same_in_any_batch(fashion_images: Array) ->
         for _ in range(6):
             starts = rng.permutation(POOL)
             sizes = rng.integers(1, 5, POOL)
-            rpcs = rng.choice(["Encode", "Decode", "Sample"], POOL)
+            rpcs = rng.choice(RPCS, POOL)
             calls = [
                 Call(0, str(rpc), int(at), int(min(n, POOL - at)), False)
                 for rpc, at, n in zip(rpcs, starts, sizes, strict=True)

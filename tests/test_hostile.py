@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import dataclasses
+import io
 import os
 import random
 import resource
@@ -28,10 +30,12 @@ import linear_model
 import pytest
 from conftest import settings_for
 from linear_model import LinearModel
+from PIL import Image
 from server_process import ROOT, ServerProcess, server_process
 
 from latentry.v1 import vae_pb2 as pb
 from latentry.v1 import vae_pb2_grpc
+from serving.api import requests
 from serving.server import Service
 
 SAMPLE = "/latentry.v1.VaeService/Sample"
@@ -204,6 +208,71 @@ def test_a_client_that_never_reads_its_replies_costs_others_nothing_and_little_m
         served(stub)
         server.settle(before)
         assert most < 200, f"{most:.0f} MiB for 250 MB of replies that nobody takes"
+
+
+def test_streams_that_are_not_read_hold_little_memory(tmp_path: Path) -> None:
+    """Each has its first image, which is small: the parts of 3 MiB after it are not made ahead. Nor are they for all of
+    them when each first image is read, and nothing else.
+    """
+    linear_model.write(tmp_path, shape=(64, 64, 3))
+    floats = pb.SampleRequest(count=1 << 20, output=pb.ImageOutput(format=pb.IMAGE_FORMAT_RAW_FLOAT32))
+    body = pb.StreamSampleRequest(sample=floats).SerializeToString()
+    one = struct.pack(">I", 49_500)  # bytes: an image, its latents and what goes with them
+    with server_process(tmp_path) as server, server.channel() as channel:
+        stub = vae_pb2_grpc.VaeServiceStub(channel)
+        served(stub)
+        before, memory = server.state(), server.rss_mib()
+        with http2.connection(server.port, http2.PREFACE + http2.settings(initial_window_size=0)) as peer:
+            over = threading.Event()
+            reader = threading.Thread(target=_discard, args=(peer, over))
+            reader.start()
+            rows = server.metric("latentry_items_total")
+            for i in range(200):
+                peer.sendall(http2.call(SAMPLE.replace("Sample", "StreamSample"), body, 1 + 2 * i))
+            wait_for(lambda: server.metric("latentry_items_total") >= rows + 200, "the first images are made")
+            time.sleep(0.5)
+            assert server.metric("latentry_items_total") == rows + 200, "nothing is made ahead"
+            assert server.rss_mib() - memory < 100
+            peer.sendall(http2.frame(http2.WINDOW_UPDATE, struct.pack(">I", 1 << 30)))
+            for i in range(200):
+                peer.sendall(http2.frame(http2.WINDOW_UPDATE, one, stream=1 + 2 * i))
+                if i % 8 == 7:
+                    time.sleep(0.02)
+                    wait_for(lambda: server.metric("latentry_queue_items") == 0, "what was begun is made")
+            more = server.rss_mib() - memory
+            served(stub)
+            over.set()
+            reader.join()
+            reset(peer)
+        server.settle(before)
+        assert more < 600, f"{more:.0f} MiB for 200 streams, whose parts would be 2 GiB"
+
+
+def test_an_edit_may_not_have_more_pixels_than_any_other_request(stub: Any) -> None:
+    """Of a few kilobytes: each field by itself would be allowed."""
+    file = io.BytesIO()
+    Image.new("L", (8000, 4000)).save(file, "PNG")
+    images = pb.Images(encoded=pb.EncodedImages(images=[file.getvalue()]))
+    differences = [pb.Difference(plus_images=images, minus_images=images)] * 16
+    began = time.monotonic()
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.Edit(pb.EditRequest(images=images, resize=pb.RESIZE_STRETCH, differences=differences), timeout=60)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    wanted = "differences[0].minus_images.encoded.images: got 96000000 pixels in all, wanted at most 67108864 a request"
+    assert refused.value.details() == wanted
+    assert time.monotonic() - began < 5
+
+
+def test_a_million_classes_by_name_are_read_in_a_moment() -> None:
+    """Of a model with many: other calls wait meanwhile."""
+    labels = tuple(f"class {i}" for i in range(1000))
+    about = dataclasses.replace(linear_model.manifest("linear", 1, (12, 10, 1), 5), classes=1000, labels=labels)
+    classes = pb.Classes(names=[labels[-1]] * (1 << 20))
+    began = time.monotonic()
+    numbers = requests.read_classes(classes, 1 << 20, about)
+    assert numbers is not None
+    assert set(numbers.tolist()) == {999}
+    assert time.monotonic() - began < 3
 
 
 def _discard(peer: socket.socket, over: threading.Event) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -35,6 +36,7 @@ _DATATYPES = {  # that an input may have, the advertised one first
 }
 OUTPUT = ("format", "quality", "frame_ms")
 _MAX_INT32 = 2**31 - 1
+_MANY = 1024  # parameters, inputs or outputs of a request: each is looked at by itself, while other calls wait
 _LONGEST = 64
 
 Request = TypeVar(
@@ -90,17 +92,22 @@ class Given:
             return number
         if number is not None:
             raise InvalidArgument(f"inputs[{name}]", "a tensor beside the parameter", "one of them")
-        values = tensor.integers()
-        if len(values) != 1 or not least <= values[0] <= most:
-            got = values[0] if len(values) == 1 else f"{len(values)} numbers"
-            raise InvalidArgument(f"inputs[{name}]", got, f"one whole number from {least} to {most}")
-        return values[0]
+        wanted = f"one whole number from {least} to {most}"
+        if (count := math.prod(tensor.shape)) != 1:
+            raise InvalidArgument(f"inputs[{name}]", f"{count} numbers", wanted)
+        (value,) = tensor.integers()
+        if not least <= value <= most:
+            raise InvalidArgument(f"inputs[{name}]", value, wanted)
+        return value
 
     def with_classes(self, request: Request) -> Request:
         """The request, with the classes that are given: an input with one for all or one an item, or a parameter."""
         chosen, tensor = self.parameters.name_or_number("class"), self.tensors.get("classes")
         if chosen is not None and tensor is not None:
             raise InvalidArgument("inputs[classes]", "a tensor beside the parameter `class`", "one of them")
+        most = self.face.model.limits.max_items
+        if tensor is not None and (count := math.prod(tensor.shape)) > most:
+            raise InvalidArgument("inputs[classes]", f"{count} classes", f"at most {most}")
         if isinstance(chosen, str):
             request.classes.names.append(chosen)
         elif chosen is not None:
@@ -121,6 +128,9 @@ class Given:
 
 async def read(request: oip.ModelInferRequest, face: Face) -> Given:
     """Take it apart; raises `InvalidArgument`."""
+    for what in ("parameters", "inputs", "outputs"):
+        if (many := len(getattr(request, what))) > _MANY:
+            raise InvalidArgument(what, f"{many} of them", f"at most {_MANY}")
     parameters = Parameters(request.parameters)
     tensors = await read_inputs(request)
     _check_inputs(tensors, face)
