@@ -26,18 +26,20 @@ _REFLECTION = "grpc.reflection."
 Behaviour = Callable[[Any, Any], Any]
 
 
-def role_for(service: str) -> Role | None:
-    """The role that a service of others asks for; None: everybody may call it."""
+def role_for(service: str, ours: Role = Role.INFER) -> Role | None:
+    """The role that a service of others asks for, beside ours that ask for `ours`; None: everybody may call it."""
     if service.startswith(_HEALTH):
         return None
-    return Role.INFER if service.startswith(_REFLECTION) else Role.ADMIN
+    return ours if service.startswith(_REFLECTION) else Role.ADMIN
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in the stubs alone
-    """Lets in those whom `access` lets in; the handlers have to be asynchronous."""
+    """Lets in those whom `access` lets in; the handlers have to be asynchronous. `ours` is the role that our own
+    services on this port need, and so who may know of them."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, ours: Role = Role.INFER) -> None:
         self._access = access
+        self._ours = ours
 
     async def intercept_service(
         self,
@@ -49,7 +51,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] #
         service = handler_call_details.method.lstrip("/").partition("/")[0]
         if handler is None or not self._access.enabled or service in _OURS:
             return handler
-        role = role_for(service)
+        role = role_for(service, self._ours)
         return handler if role is None else self._guarded(handler, role)
 
     def _guarded(self, handler: Any, role: Role) -> Any:

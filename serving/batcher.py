@@ -30,7 +30,7 @@ from typing import Protocol
 import numpy as np
 
 from serving.batches import Array, Batch, Job, Results, Room, Run, gather, join
-from serving.errors import DeadlinePassed, EngineFailed, QueueFull
+from serving.errors import DeadlinePassed, EngineFailed, QueueFull, Unloaded
 from serving.pool import Pool, Waiting
 
 log = logging.getLogger(__name__)
@@ -127,6 +127,8 @@ class Batcher:
         """
         if not len(rows):
             raise ValueError("rows: got none, wanted one at least")
+        if self._closed:
+            raise Unloaded
         if not self.up:
             raise EngineFailed
         for room in self._rooms[:-1]:
@@ -287,7 +289,7 @@ class Batcher:
     def _fail_waiting(self) -> None:
         for queue in (self._interactive, self._background):
             while queue:
-                self._fail([(queue.popleft(), 0)], EngineFailed())
+                self._fail([(queue.popleft(), 0)], Unloaded() if self._closed else EngineFailed())
 
     def _fail(self, jobs: list[tuple[Job, int]], error: Exception) -> None:
         for job, _ in jobs:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from serving.batches import Run
 
 INTERACTIVE, BACKGROUND = "interactive", "background"  # priorities
-_MOST_STAGES = 256  # that are kept for a trace
 
 
 @dataclass(slots=True)
@@ -48,10 +47,13 @@ class Call:
     reply_bytes: int = 0
     priority: str = INTERACTIVE
     deadline: float | None = None  # on the loop's clock
-    stages: list[Stage] = field(default_factory=list)  # the first of them: a stream may have any number
-    seconds: dict[str, float] = field(default_factory=dict)  # of all of them, by their names
+    stages: list[Stage] = field(default_factory=list)
+    most_stages: int | None = None  # that are kept: a stream may have any number
+    # Of all stages, by their names. Those of batches that overlap count once: what ran, and else what waited.
+    seconds: dict[str, float] = field(default_factory=dict)
     started_ns: int = field(default_factory=time.time_ns)
     begun: float = field(default_factory=time.perf_counter)
+    _told_ns: int = 0  # until when queues and batches are in `seconds`
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -60,16 +62,27 @@ class Call:
         try:
             yield
         finally:
-            self._add(Stage(name, wall, time.perf_counter() - started))
+            stage = Stage(name, wall, time.perf_counter() - started)
+            self._add(stage.name, stage.seconds)
+            self._keep(stage)
 
     def ran(self, graph: str, queue_s: float, run: Run) -> None:
         """A batch with rows of this call has run, after they had waited `queue_s` seconds."""
-        self._add(Stage("queue", run.started_ns - int(queue_s * 1e9), queue_s, graph))
-        self._add(Stage("inference", run.started_ns, run.seconds, graph, run))
+        submitted_ns = run.started_ns - int(queue_s * 1e9)
+        self._keep(Stage("queue", submitted_ns, queue_s, graph))
+        self._keep(Stage("inference", run.started_ns, run.seconds, graph, run))
+        for name, begun_ns, ended_ns in (
+            ("queue", submitted_ns, run.started_ns),
+            ("inference", run.started_ns, run.started_ns + int(run.seconds * 1e9)),
+        ):
+            self._add(name, max(0, ended_ns - max(begun_ns, self._told_ns)) / 1e9)
+            self._told_ns = max(self._told_ns, ended_ns)
 
-    def _add(self, stage: Stage) -> None:
-        self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + stage.seconds
-        if len(self.stages) < _MOST_STAGES:
+    def _add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    def _keep(self, stage: Stage) -> None:
+        if self.most_stages is None or len(self.stages) < self.most_stages:
             self.stages.append(stage)
 
 

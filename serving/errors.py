@@ -165,6 +165,15 @@ class EngineFailed(_Retryable):
         super().__init__("the engine failed and is being restarted; try again", retry_after_s)
 
 
+class Unloaded(_Retryable):
+    """The version that this call ran on was unloaded, or replaced, and did not wait any longer for it."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+    def __init__(self) -> None:
+        super().__init__("this version of the model was unloaded while the call ran; ask again", retry_after_s=0.0)
+
+
 class Draining(_Retryable):
     """The server is shutting down and takes no new calls."""
 

@@ -21,12 +21,12 @@ _UNKNOWN: int = pb.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health:
-    """The state of `catalog`; `look` tells the watchers that it may have changed. `service` is our service's name."""
+    """The state of `catalog`; `look` tells the watchers that it may have changed. `services` are the names of ours."""
 
-    def __init__(self, catalog: Catalog, service: str) -> None:
+    def __init__(self, catalog: Catalog, *services: str) -> None:
         self.accepting = False  # whether the server as a whole takes calls
         self._catalog = catalog
-        self._whole = ("", service)
+        self._whole = ("", *services)
         self._known: set[str] = set()
         self._watchers: set[asyncio.Event] = set()
 
@@ -36,7 +36,7 @@ class Health:
         return self.accepting and self._is_up(self._catalog.default)
 
     def status(self, name: str) -> int:
-        """Of the server, our service, or a model; SERVICE_UNKNOWN for what was never here."""
+        """Of the server, a service of ours, or a model; SERVICE_UNKNOWN for what was never here."""
         if name in self._whole:
             return _SERVING if self.serving else _NOT_SERVING
         if self._is_up(name):

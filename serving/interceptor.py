@@ -48,6 +48,7 @@ REQUEST_ID_KEY = "x-request-id"
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _MAX_UNREAD_BYTES = 64 << 20  # of replies on one connection, before more calls are refused
 _PATIENCE_S = 60.0  # with the reader of a stream that takes nothing
+_STREAM_STAGES = 256  # of one stream, that a trace shows
 _LATE_S = 0.02  # the caller's clock may run out, and its cancellation arrive, a little before ours
 
 Metadata = Sequence[tuple[str, "str | bytes"]]
@@ -154,22 +155,23 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
     async def _stream(self, method: _Method, data: Any, call: Call, context: Any) -> None:
         """Send replies as they are made, no faster than they are read."""
         if method.takes_stream:
-            replies = method.handler.stream_stream(self._requests(method, aiter(data), call), context)
+            replies = method.handler.stream_stream(self._requests(method, aiter(data), call, context), context)
         else:
             replies = method.handler.unary_stream(method.parse(self._check_size(data, call)), context)
         async with contextlib.aclosing(replies):
             async for reply in replies:
                 written = method.write(reply)
                 call.reply_bytes += len(written)
-                try:
-                    await asyncio.wait_for(self._send(written, call.peer, context), _PATIENCE_S)
-                except asyncio.TimeoutError as error:
-                    raise NotRead(_PATIENCE_S) from error
+                await self._send(written, call.peer, context, _PATIENCE_S)
                 await self._room(call.peer)
 
-    async def _requests(self, method: _Method, stream: AsyncIterator[bytes], call: Call) -> AsyncIterator[Any]:
-        """The requests of a stream, until the caller has no more; raises `Draining` when the gate is shut."""
+    async def _requests(
+        self, method: _Method, stream: AsyncIterator[bytes], call: Call, context: Any
+    ) -> AsyncIterator[Any]:
+        """The requests of a stream, until the caller has no more or may no more; raises `Draining` when the gate is
+        shut."""
         while (data := await self._gate.unless_shut(anext(stream, None))) is not None:
+            self._authorise(call, context)
             yield method.parse(self._check_size(data, call))
 
     def _check_size(self, data: bytes, call: Call) -> bytes:
@@ -182,15 +184,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
     def _admit(self, call: Call, context: Any) -> None:
         """Who calls, and how urgently; raises `Unauthenticated`, `PermissionDenied`, `InvalidArgument` or
         `QueueFull`."""
-        metadata = context.invocation_metadata() or ()
         call.peer = context.peer()
-        if self._access.enabled:
-            try:
-                call.identity = self._access.authorise(self._role, *credentials_of(metadata, context.auth_context()))
-            except PermissionDenied as refusal:
-                call.identity = refusal.identity
-                raise
-        for key, value in metadata:
+        self._authorise(call, context)
+        for key, value in context.invocation_metadata() or ():
             if key == PRIORITY_KEY:
                 if value not in (INTERACTIVE, BACKGROUND):
                     raise InvalidArgument(
@@ -200,8 +196,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         if self._unread[call.peer] > _MAX_UNREAD_BYTES:
             raise QueueFull("replies on this connection are not being read; read them, then try again", 1.0)
 
+    def _authorise(self, call: Call, context: Any) -> None:
+        if not self._access.enabled:
+            return
+        metadata = context.invocation_metadata() or ()
+        try:
+            call.identity = self._access.authorise(self._role, *credentials_of(metadata, context.auth_context()))
+        except PermissionDenied as refusal:
+            call.identity = refusal.identity
+            raise
+
     async def _answer(self, method: _Method, data: Any, context: Any) -> None:
         call = records.begin(method.rpc)
+        call.most_stages = _STREAM_STAGES if method.gives_stream else None
         self._metrics.grpc_started.labels(method.kind, method.service, method.rpc).inc()
         started = time.perf_counter()
         left = context.time_remaining()  # once: gRPC reckons it by the wall clock, which may jump
@@ -251,23 +258,38 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
 
     async def _room(self, peer: str) -> None:
         """Until no more than the bound waits for its readers on this connection: a stream goes on when others have been
-        read or let go."""
+        read. Raises `NotRead` if they are not."""
+        give_up = time.monotonic() + _PATIENCE_S
         while self._unread[peer] > _MAX_UNREAD_BYTES:
-            await self._taken.wait()
+            try:
+                await asyncio.wait_for(self._taken.wait(), give_up - time.monotonic())
+            except asyncio.TimeoutError as error:
+                raise NotRead(_PATIENCE_S) from error
 
-    async def _send(self, reply: bytes, peer: str, context: Any) -> None:
-        """Returns when gRPC has passed the reply on; a caller that does not read keeps us here. Raises `_Gone`."""
+    async def _send(self, reply: bytes, peer: str, context: Any, patience_s: float | None = None) -> None:
+        """Returns when gRPC has passed the reply on; a caller that does not read keeps us here. Raises `_Gone`, or
+        after `patience_s` `NotRead`: gRPC holds the reply then until the call is over, and so long it counts as unread.
+        """
         self._unread[peer] += len(reply)
         try:
-            await context.write(reply)
+            await asyncio.wait_for(context.write(reply), patience_s)
+        except asyncio.TimeoutError as error:
+            context.add_done_callback(lambda _: self._forget(peer, len(reply)))
+            raise NotRead(patience_s or 0.0) from error
         except Exception as gone:
+            self._forget(peer, len(reply))
             raise _Gone from gone
-        finally:
-            self._unread[peer] -= len(reply)
-            if not self._unread[peer]:
-                del self._unread[peer]
-            self._taken.set()
-            self._taken.clear()
+        except BaseException:
+            self._forget(peer, len(reply))
+            raise
+        self._forget(peer, len(reply))
+
+    def _forget(self, peer: str, size_bytes: int) -> None:
+        self._unread[peer] -= size_bytes
+        if self._unread[peer] <= 0:
+            del self._unread[peer]
+        self._taken.set()
+        self._taken.clear()
 
     def _record(self, method: _Method, call: Call, code: grpc.StatusCode, seconds: float, metadata: Metadata) -> None:
         m = self._metrics

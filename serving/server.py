@@ -104,7 +104,7 @@ class Service:
                 _check_free(settings.host, port)
         self.catalog = Catalog(lambda: self.health.look())
         loader = self._make_loader()
-        self.health = Health(self.catalog, SERVICE)
+        self.health = Health(self.catalog, SERVICE, OIP_SERVICE)
         self.reloader = Reloader(settings, self.catalog, loader, self.metrics)
         await self.reloader.start()
         log.info("the default model is %s", self.catalog.default)
@@ -252,7 +252,7 @@ class Service:
                 lambda: _ADMIN_BYTES,
                 self._listeners,
             ),
-            AccessInterceptor(self._access),
+            AccessInterceptor(self._access, Role.ADMIN),
         ]
         server = self._make_server(interceptors, 1 << 22)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(self.catalog, self.reloader), server)

@@ -24,7 +24,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from latentry.cli import main
 from serving import identities, token_command
 from serving.access import Access, Role, credentials_of
-from serving.access_interceptor import AccessInterceptor
+from serving.access_interceptor import AccessInterceptor, role_for
 from serving.errors import ConfigError, PermissionDenied, Unauthenticated
 
 APP, ADMIN, PROMETHEUS = "app-token-0123456789", "admin-token-0123456789", "scrape-token-0123456789"
@@ -386,6 +386,11 @@ async def test_reflection_is_for_those_who_infer(access: Access) -> None:
         assert reply.list_services_response.service[0].name == reflection.SERVICE_NAME
         assert await reflect(PROMETHEUS) is grpc.StatusCode.PERMISSION_DENIED
         assert await reflect(None) is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_on_the_administrations_port_reflection_is_for_admins() -> None:
+    assert role_for(reflection.SERVICE_NAME, Role.ADMIN) is Role.ADMIN
+    assert role_for(reflection.SERVICE_NAME) is Role.INFER
 
 
 async def test_channelz_is_for_admins(access: Access) -> None:

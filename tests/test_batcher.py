@@ -15,7 +15,7 @@ import pytest
 
 from serving.batcher import Batcher
 from serving.batches import Room, Run
-from serving.errors import DeadlinePassed, EngineFailed, QueueFull
+from serving.errors import DeadlinePassed, EngineFailed, QueueFull, Unloaded
 from serving.pool import Pool
 
 OUT = frozenset({"double"})
@@ -439,9 +439,9 @@ async def test_closing_fails_what_waits_and_refuses_what_comes(batcher: Batcher,
     await asyncio.sleep(0)
     batcher.close()
     puppet.let()
-    with pytest.raises(EngineFailed):
+    with pytest.raises(Unloaded):
         await waiting
-    with pytest.raises(EngineFailed):
+    with pytest.raises(Unloaded):
         await batcher.submit(rows(3), OUT)
     assert await values(running) == [2]
     assert puppet.waiting_now == 0

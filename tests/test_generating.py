@@ -392,7 +392,7 @@ def test_a_model_without_attributes_says_so(stub: Any) -> None:
 def test_edits_that_leave_what_decode_takes_are_refused(stub: Any) -> None:
     far = np.full((1, 5), 9e5, np.float32)
     difference = pb.Difference(plus_latents=tensor(far), minus_latents=tensor(-far), amount=10)
-    assert refusal(stub.Edit, pb.EditRequest(latents=ONE, differences=[difference]))[0] == "differences"
+    assert refusal(stub.Edit, pb.EditRequest(latents=ONE, differences=[difference]))[0] == "latents"
 
 
 def test_the_shipped_model_makes_sneakers_of_boots(shipped: Any, fashion_images: Any, fashion_labels: Any) -> None:
@@ -474,6 +474,13 @@ def test_what_lies_around_an_image_lies_around_its_mean(stub: Any, linear: Linea
 )
 def test_neighbours_that_make_no_sense_are_refused_by_their_field(stub: Any, fields: Any, field: str) -> None:
     assert refusal(stub.Neighbours, around(**fields))[0] == field
+
+
+def test_neighbours_stay_within_what_decode_takes(stub: Any) -> None:
+    far = tensor(np.full((1, 5), 1e6, np.float32))
+    field, description = refusal(stub.Neighbours, around(latents=far, walk=pb.NeighbourWalk(count=9, step=10)))
+    assert field == "latents"
+    assert "stay within -1e+06 to 1e+06" in description
 
 
 def test_a_repository_path_never_shows(named: Any, tmp_path: Path) -> None:

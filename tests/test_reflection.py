@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import grpc
+import pytest
 from google.protobuf import descriptor_pool, message_factory
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from serving.server import Service
@@ -35,3 +37,10 @@ def test_a_stranger_lists_the_service_and_calls_sample(linear_service: Service) 
     assert list(reply.images.tensor.shape) == [2, 12, 10, 1]
     assert len(reply.images.tensor.data) == 240
     assert reply.model.name == "linear"
+
+
+@pytest.mark.parametrize("name", ["", "latentry.v1.VaeService", "inference.GRPCInferenceService", "linear"])
+def test_health_knows_what_is_served(linear_service: Service, name: str) -> None:
+    with grpc.insecure_channel(f"localhost:{linear_service.port}") as channel:
+        reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name), timeout=20)
+    assert reply.status == health_pb2.HealthCheckResponse.SERVING

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import http.client
 import itertools
+import queue
 import re
 import socket
 import ssl
@@ -28,6 +29,8 @@ from test_access import ADMIN, APP, PROMETHEUS, USUAL, entry
 from latentry.v1 import admin_pb2, admin_pb2_grpc, vae_pb2_grpc
 from latentry.v1 import vae_pb2 as pb
 from serving.errors import ConfigError
+from serving.inference import grpc_service_pb2 as oip
+from serving.inference import grpc_service_pb2_grpc
 from serving.server import Service
 
 OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
@@ -277,6 +280,32 @@ def test_a_rotated_certificate_is_served_without_a_restart_while_a_connection_st
         time.sleep(1.2)
         assert serial(service.port, ca) != before[service.port], "a pair that does not match is not taken"
     assert client.call("infer") is OK
+
+
+def test_who_is_removed_is_removed_from_open_streams_too(serve: Any, linear_repository: Path, tmp_path: Path) -> None:
+    file = tmp_path / "identities.toml"
+    replace(file, USUAL.encode())
+    service = serve(linear_repository, identities=file)
+    asked: queue.Queue[Any] = queue.Queue()
+    sample = oip.ModelInferRequest(model_name="linear_sample")
+    with Client(service, token=APP).channel(service.port) as channel:
+        stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        metadata = [("authorization", f"Bearer {APP}")]
+        answers = stub.ModelStreamInfer(iter(asked.get, None), metadata=metadata, timeout=30)
+        asked.put(sample)
+        assert next(answers).infer_response.model_name == "linear_sample"
+        replace(file, entry("new", '"infer"', "brand-new").encode())
+
+        def refused() -> bool:
+            asked.put(sample)
+            try:
+                next(answers)
+            except grpc.RpcError as error:
+                return error.code() is UNAUTHENTICATED
+            return False
+
+        assert within_seconds(refused)
+        asked.put(None)
 
 
 def test_identities_change_without_a_restart_on_open_connections_too(

@@ -210,6 +210,60 @@ def test_a_reader_that_has_stopped_is_let_go(quiet: Service, monkeypatch: pytest
         assert len(array(fresh.latents)) == 1
 
 
+def test_what_nobody_reads_counts_until_the_call_is_over(quiet: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC holds it for as long: a reader that has stopped gets no more on that connection."""
+    monkeypatch.setattr(interceptor, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(interceptor, "_MAX_UNREAD_BYTES", 20_000)
+    options = [("grpc.http2.lookahead_bytes", 1 << 16), ("grpc.http2.bdp_probe", 0)]
+    with grpc.insecure_channel(f"localhost:{quiet.port}", options) as channel:
+        stub = vae_pb2_grpc.VaeServiceStub(channel)
+        stalled = [stub.StreamSample(stream(1 << 20, chunk_items=256)) for _ in range(3)]
+        for replies in stalled:
+            next(replies)
+        until(lambda: metric(quiet, "latentry_in_flight") == 0)
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.Sample(pb.SampleRequest(count=1), timeout=5)
+        assert "not being read" in refused.value.details()
+        for replies in stalled:
+            replies.cancel()
+        until(lambda: bool(stub.Sample.with_call(pb.SampleRequest(count=1), timeout=5)))
+
+
+def test_a_stream_keeps_to_its_callers_quota(serve: Any, linear_repository: Any) -> None:
+    service = serve(linear_repository, quota_items_per_s=400.0, quota_burst_items=64)
+    with grpc.insecure_channel(f"localhost:{service.port}") as channel:
+        began = time.monotonic()
+        parts = list(vae_pb2_grpc.VaeServiceStub(channel).StreamSample(stream(300, chunk_items=32)))
+        assert sum(len(array(each.part.latents)) for each in parts) == 300
+        assert time.monotonic() - began > (300 - 64) / 400 * 0.9
+        with pytest.raises(grpc.RpcError) as refused:
+            vae_pb2_grpc.VaeServiceStub(channel).Sample(pb.SampleRequest(count=64))
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, "others of this caller are told at once"
+
+
+def test_streams_that_have_begun_wait_for_room_in_the_queue(serve: Any, linear_repository: Any) -> None:
+    service = serve(linear_repository, max_queue_items=32, max_batch_size=8, max_request_items=16)
+    with grpc.insecure_channel(f"localhost:{service.port}") as channel:
+        stub = vae_pb2_grpc.VaeServiceStub(channel)
+        begun = [stub.StreamSample(stream(400, chunk_items=16, seed=k)) for k in range(12)]
+        came: dict[int, int] = {}
+
+        def read(k: int, replies: Any) -> None:
+            try:
+                came[k] = sum(len(array(each.part.latents)) for each in replies)
+            except grpc.RpcError as error:
+                came[k] = -error.code().value[0]
+
+        readers = [threading.Thread(target=read, args=each) for each in enumerate(begun)]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join(60)
+        full = -grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+        assert set(came.values()) <= {400, full}, "the first part may find it full; none ends halfway"
+        assert 400 in came.values()
+
+
 def test_small_calls_are_answered_while_streams_run(quiet: Service, stub: Any) -> None:
     stop = threading.Event()
 

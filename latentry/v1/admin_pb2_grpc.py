@@ -86,7 +86,7 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Serve a version no more. Calls that use it are finished.
+        """Serve a version no more. Calls that use it are finished, within the server's drain_s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from latentry.v1 import vae_pb2 as pb
 from serving.api import codec, replies, requests
 from serving.api.requests import MAX_DIFFERENCES
-from serving.api.tensors import MAX_LATENT
+from serving.api.tensors import check_reach
 from serving.api.work import Int64s, Work, check_kind
 from serving.errors import InvalidArgument
 from serving.model import Float32s
@@ -30,7 +30,7 @@ async def edit(request: pb.EditRequest, work: Work) -> pb.EditResponse:
     for i, difference in enumerate(request.differences):
         move += await _difference(difference, f"differences[{i}]", request, work)
     z = (base.astype(np.float64) + move).astype(np.float32)
-    _check_reach(z)
+    check_reach(z, kind)
     work.admit(len(z))
     images = await work.decode(z, request.output, classes)
     return pb.EditResponse(
@@ -72,11 +72,3 @@ async def _examples(given: pb.Tensor | pb.Images, field: str, request: pb.EditRe
     images = await work.read_images(given, request.resize, field)
     mean, _ = await work.encode(images, None if classes is None else classes.repeat(len(images)))
     return np.asarray(mean.mean(0, dtype=np.float64))
-
-
-def _check_reach(z: Float32s) -> None:
-    """Latents as far out as Decode takes them."""
-    farthest = float(np.abs(z).max())
-    if not farthest <= MAX_LATENT:
-        wanted = f"latents of at most {MAX_LATENT:g} when edited"
-        raise InvalidArgument("differences", f"latents of up to {farthest:g}", wanted)

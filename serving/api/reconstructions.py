@@ -36,6 +36,7 @@ async def reconstruct(request: pb.ReconstructRequest, work: Work) -> pb.Reconstr
     needed = likelihoods.outputs(work.about.likelihood, model.has_parameters)
     pixels = "mean" if codec.wants_floats(request.output) else "images"
     wanted = {"mean", *([needed] if needed else []), *([] if request.omit_images else [pixels])}
+    work.admit(len(z))
     outputs = await model.decode_outputs(z, frozenset(wanted), deadline, classes)
     reply = pb.ReconstructResponse(model=replies.ref(model), latents=codec.write_tensor(z), seed=seed)
     errors, likelihood = await _held_against(images, outputs, needed, work)

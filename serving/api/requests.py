@@ -139,7 +139,7 @@ def _class_numbers(given: Iterable[str], about: Manifest, field: str) -> Iterato
 
 
 def _known(about: Manifest) -> str:
-    return names(about.labels) or f"0 to {about.classes - 1}"
+    return names(about.labels) or f"the numbers 0 to {about.classes - 1}: they have no names"
 
 
 def names(known: Sequence[str]) -> str:
@@ -205,6 +205,8 @@ def read_distance(message: pb.NeighbourGrid | pb.NeighbourWalk, field: str) -> f
 
 def read_attributes(asked: Sequence[pb.AttributeAmount], about: Manifest) -> list[tuple[str, float, float]]:
     """Name, amount within the attribute's limits, and the length of its direction to move by, for each attribute."""
+    if len(asked) > max(1, len(about.attributes)):
+        raise InvalidArgument("attributes", f"{len(asked)} of them", f"at most {len(about.attributes)}, each name once")
     found: dict[str, tuple[str, float, float]] = {}
     for i, each in enumerate(asked):
         field = f"attributes[{i}]"

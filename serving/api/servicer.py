@@ -6,8 +6,8 @@ Nothing is caught here: what is raised becomes a status in the interceptor.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Iterator
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -27,6 +27,7 @@ from serving.latents.draws import Draw
 from serving.latents.paths import Path
 from serving.quotas import Quotas
 
+T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -73,6 +74,7 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
         with self._work(request.model) as work:
             codec.check_output(request.output)
             draw = requests.read_draw(request, work.model, work.most)
+            work.admit(draw.count)
             return await _sample(draw, 0, draw.count, request.output, work)
 
     async def StreamSample(  # noqa: N802
@@ -85,7 +87,7 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
             draw = requests.read_draw(sample, work.model, requests.MAX_STREAM_ITEMS)
 
             async def part(at: int, count: int) -> pb.StreamSampleResponse:
-                reply = await _sample(draw, at, count, sample.output, work)
+                reply = await _part(work, count, at == 0, lambda: _sample(draw, at, count, sample.output, work))
                 return pb.StreamSampleResponse(part=reply, first_index=draw.first + at)
 
             sizes = streams.parts(0, draw.count, chunk, min(self._chunk_items, work.most))
@@ -97,6 +99,7 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
         with self._work(request.model) as work:
             codec.check_output(request.output, animated=True)
             path = await read_key_frames(request, work, work.most)
+            work.admit(len(path))
             return await _interpolate(path, 0, len(path), request, work)
 
     async def StreamInterpolate(  # noqa: N802
@@ -111,7 +114,8 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
                 raise InvalidArgument("first_frame", request.first_frame, f"0 to {len(path) - 1}")
 
             async def part(at: int, count: int) -> pb.StreamInterpolateResponse:
-                reply = await _interpolate(path, at, count, whole, work)
+                first = at == request.first_frame
+                reply = await _part(work, count, first, lambda: _interpolate(path, at, count, whole, work))
                 return pb.StreamInterpolateResponse(part=reply, first_frame=at, frames=len(path))
 
             sizes = streams.parts(request.first_frame, len(path), chunk, min(self._chunk_items, work.most))
@@ -154,10 +158,23 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
             yield Work(model, self._codec_threads, self._quotas)
 
 
+async def _part(work: Work, items: int, first: bool, make: Callable[[], Awaitable[T]]) -> T:
+    """A part of a stream of so many items: charged once, and made when there is room; the first at once or not."""
+    charged = False
+
+    async def attempt() -> T:
+        nonlocal charged
+        if not charged:
+            work.admit(items)
+            charged = True
+        return await make()
+
+    return await (attempt() if first else streams.patiently(attempt))
+
+
 async def _sample(draw: Draw, at: int, count: int, output: pb.ImageOutput, work: Work) -> pb.SampleResponse:
     """The images `at` to `at + count` of a draw."""
     model = work.model
-    work.admit(count)
     with call.current().timed("codec_in"):
         z = draw.noise(at, count, model.noise_dim(draw.fitted), model.selectors(draw.fitted))
     if draw.fitted:
@@ -176,7 +193,6 @@ async def _interpolate(
     path: Path, at: int, count: int, request: pb.InterpolateRequest, work: Work
 ) -> pb.InterpolateResponse:
     """The points `at` to `at + count` of a path."""
-    work.admit(count)
     z = path.points(at, count)
     classes = requests.read_classes(request.classes, 1, work.about)
     images = await work.decode(z, request.output, None if classes is None else np.repeat(classes, count))

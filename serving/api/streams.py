@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import deque
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
+from serving.errors import QueueFull, QuotaExceeded
+
 T = TypeVar("T")
+
+_PATIENCE_S = 60.0  # with a queue that is full, or a quota that is used up
+_LEAST_PAUSE_S = 0.005
 
 
 def parts(first: int, end: int, chunk_items: int, default: int) -> Iterator[tuple[int, int]]:
@@ -17,6 +23,21 @@ def parts(first: int, end: int, chunk_items: int, default: int) -> Iterator[tupl
     while at < end:
         yield at, min(size, end - at)
         at, size = at + size, chunk_items or default
+
+
+async def patiently(attempt: Callable[[], Awaitable[T]]) -> T:
+    """What comes of it, tried again while there is no room in the queue or the quota: a stream that has begun slows
+    down to what there is. Raises `QueueFull` or `QuotaExceeded` after a minute."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + _PATIENCE_S
+    while True:
+        try:
+            return await attempt()
+        except (QueueFull, QuotaExceeded) as refusal:
+            pause = max(refusal.retry_after_s, _LEAST_PAUSE_S) * random.uniform(1.0, 1.5)  # noqa: S311 - apart
+            if loop.time() + pause > give_up:
+                raise
+        await asyncio.sleep(pause)
 
 
 async def one_ahead(work: Iterable[Coroutine[Any, Any, T]]) -> AsyncGenerator[T, None]:

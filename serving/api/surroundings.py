@@ -9,6 +9,7 @@ import numpy as np
 from latentry.v1 import vae_pb2 as pb
 from serving import call
 from serving.api import codec, replies, requests
+from serving.api.tensors import check_reach
 from serving.api.work import Int64s, Work, check_kind
 from serving.errors import InvalidArgument
 from serving.latents import neighbours
@@ -32,6 +33,7 @@ async def explore(request: pb.NeighboursRequest, work: Work) -> pb.NeighboursRes
     work.admit(items)
     with call.current().timed("codec_in"):
         z = arrange(base, seed)
+        check_reach(z, str(request.WhichOneof("base")))
     images = await work.decode(z, request.output, None if classes is None else classes.repeat(items))
     return pb.NeighboursResponse(
         model=replies.ref(work.model),

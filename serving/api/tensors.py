@@ -61,3 +61,11 @@ def write_tensor(array: Array) -> pb.Tensor:
     dtype = pb.DATA_TYPE_UINT8 if array.dtype == np.uint8 else pb.DATA_TYPE_FLOAT32
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return pb.Tensor(dtype=dtype, shape=array.shape, data=little.tobytes())
+
+
+def check_reach(latents: Float32s, field: str) -> None:
+    """Raises `InvalidArgument` unless latents that were moved away from `field` are such as `read_latents` takes."""
+    farthest = float(np.abs(latents).max())
+    if not farthest <= MAX_LATENT:  # NaN is not
+        wanted = f"latents that stay within -{MAX_LATENT:g} to {MAX_LATENT:g}"
+        raise InvalidArgument(field, f"latents that are moved to {farthest:.7g}", wanted)

@@ -33,8 +33,8 @@ class Work:
     def admit(self, items: int) -> None:
         """Count the items of this call, and charge them to its caller; raises `QuotaExceeded`."""
         record = call.current()
-        record.items += items
         self._quotas.spend(record.identity or _host(record.peer), items)
+        record.items += items
 
     async def read_images(self, images: pb.Images, resize: int, field: str = "images") -> Array:
         """Images as uint8 [N, H, W, C] of the model's shape; charged."""

@@ -1,1 +1,4 @@
-"""Where latents come from: noise of seeds, paths between key frames, neighbours. Pure numpy: the same bits everywhere."""
+"""Where latents come from: noise of seeds, paths between key frames, neighbours.
+
+Pure numpy, and the same bits on every machine.
+"""
