@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -65,11 +68,21 @@ def calls(port: int) -> Iterator[Any]:
         yield grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
+@functools.cache
+def _passing_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="latentry-packages-"))
+    atexit.register(shutil.rmtree, folder)
+    return folder
+
+
 def installed(config: pytest.Config, *packages: str) -> Path:
-    """A folder with these packages from PyPI and nothing that they depend on, kept from run to run. Skips the test if
-    they cannot be had.
+    """A folder with these packages from PyPI and nothing that they depend on, kept from run to run where pytest keeps
+    things. Skips the test if they cannot be had.
     """
-    folder = config.cache.mkdir("packages") / "-".join(re.sub(r"[^a-z0-9.]+", "_", each) for each in packages)
+    cache = getattr(config, "cache", None)  # none with `-p no:cacheprovider`
+    folder = (cache.mkdir("packages") if cache else _passing_folder()) / "-".join(
+        re.sub(r"[^a-z0-9.]+", "_", each) for each in packages
+    )
     if folder.exists():
         return folder
     with tempfile.TemporaryDirectory(dir=folder.parent) as made:

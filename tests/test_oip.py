@@ -221,7 +221,7 @@ class TestClasses:
         got = infer(stub, "linear_encoder", {"images": pixels, "classes": classes})
         near(got["mean"], models.classed.encode(pixels, np.array([0, 2, 1, 2]))[0])
 
-    @pytest.mark.parametrize("chosen", [2, "coat"])
+    @pytest.mark.parametrize("chosen", [2, "2", "coat"])
     def test_one_for_all(self, stub: Any, models: Models, pixels: Array, z: Array, chosen: Any) -> None:
         twos = np.full(3, 2)
         got = infer(stub, "linear_decoder", {"latents": z}, outputs=("mean",), parameters={"class": chosen})

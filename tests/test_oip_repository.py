@@ -77,6 +77,14 @@ def test_the_main_port_says_where(stubs: tuple[Any, Any]) -> None:
     assert is_ready(main, "other_encoder")
 
 
+def test_who_administrates_does_not_infer_by_that(stubs: tuple[Any, Any]) -> None:
+    main, admin = stubs
+    sample = oip.ModelInferRequest(model_name="linear_sample")
+    assert main.ModelInfer(sample).outputs
+    with refused(Code.FAILED_PRECONDITION, "inference is on the main one"):
+        admin.ModelInfer(sample)
+
+
 def test_a_version_goes_and_comes_back(stubs: tuple[Any, Any]) -> None:
     main, admin = stubs
     unload(admin, "other_encoder", version=2)

@@ -76,6 +76,25 @@ def test_calls_are_counted(serve: Serve, linear_repository: Path) -> None:
     assert value("latentry_items_total", labels) == 7
 
 
+def test_a_call_of_many_batches_is_told_of_as_it_was(serve: Serve, linear_repository: Path) -> None:
+    """Each batch counts, and time that its rows wait or run at once counts once."""
+    service = serve(linear_repository, max_batch_size=1)
+    images = np.zeros((300, 12, 10, 1), np.uint8)
+    with oip_fixtures.calls(service.port) as stub:
+        told = stub.ModelInfer(request("linear_reconstruct", {"images": images})).parameters
+        (streamed,) = stub.ModelStreamInfer(iter([request("linear_reconstruct", {"images": images})]))
+        (stats,) = stub.ModelStatistics(oip.ModelStatisticsRequest(name="linear_reconstruct")).model_stats
+    assert (stats.inference_count, stats.execution_count) == (600, 1200)
+    assert [(each.batch_size, each.compute_infer.count) for each in stats.batch_stats] == [(1, 1200)]
+    spent = stats.inference_stats
+    parts = [getattr(spent, part).ns for part in ("queue", "compute_input", "compute_infer", "compute_output")]
+    assert sum(parts) <= spent.success.ns
+    assert spent.compute_infer.ns > 0.1 * spent.success.ns
+    for each in (told, streamed.infer_response.parameters):
+        spans = [each[f"{part}_ns"].int64_param for part in ("queue", "inference", "codec", "total")]
+        assert sum(spans[:3]) <= spans[3]
+
+
 def test_a_stream_ends_when_the_server_does(serve: Serve, linear_repository: Path) -> None:
     """What came is answered; an open stream that nothing is sent on does not hold the server up."""
     service = serve(linear_repository, drain_s=10.0, drain_grace_s=0.0)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from latentry.v1 import vae_pb2 as pb
+from serving.errors import InvalidArgument
 from serving.inference import grpc_service_pb2 as oip
 from serving.oip import faces
 from serving.oip.faces import Face
@@ -27,6 +28,8 @@ def write(reply: Any, question: Question, face: Face, request: oip.ModelInferReq
     )
     there = {tensor.name: tensor for tensor in _tensors(reply, question, face)}
     for name in question.outputs or there:
+        if name not in there:  # the model was replaced, under its version, by one that gives less
+            raise InvalidArgument("outputs", name, ", ".join(there))
         add_output(response, there[name])
     _tell(reply, response)
     return response
@@ -69,7 +72,8 @@ def _images(images: pb.Images, question: Question, face: Face) -> Iterator[Tenso
         return
     if question.form.format != pb.IMAGE_FORMAT_RAW_FLOAT32 and (not question.outputs or "images" in question.outputs):
         # The graph rounds its mean in the same way: the pixels are those of a request for images alone.
-        pixels = np.rint(np.frombuffer(found.data, "<f4") * np.float32(255)).astype(np.uint8)
+        levels = np.rint(np.frombuffer(found.data, "<f4") * np.float32(255))
+        pixels = levels.clip(0, 255).astype(np.uint8)
         yield Tensor("images", "UINT8", found.shape, pixels.tobytes())
     else:
         yield found

@@ -9,7 +9,7 @@ from latentry.printable import plain
 from serving import likelihoods
 from serving.catalog import Catalog
 from serving.errors import InvalidArgument, ModelNotFound
-from serving.model import Model
+from serving.model import DENSITY, Model
 
 ENCODER, DECODER, SAMPLE = "encoder", "decoder", "sample"
 INTERPOLATE, RECONSTRUCT, EDIT = "interpolate", "reconstruct", "edit"
@@ -69,9 +69,11 @@ def _interpolate(model: Model) -> Face:
 
 
 def _reconstruct(model: Model) -> Face:
-    scores = ["squared_error", "kl"]
-    if likelihoods.outputs(model.manifest.likelihood, model.has_parameters):
-        scores.append("elbo")
+    scores = ["squared_error"]
+    if not model.fitted_by_default or DENSITY in model.batchers:  # p(z) is N(0, I), or its density is here
+        scores.append("kl")
+        if likelihoods.outputs(model.manifest.likelihood, model.has_parameters):
+            scores.append("elbo")
     outputs = (_images(model), _latents(model), *(Port(name, "FP32", (1,)) for name in scores))
     return Face(RECONSTRUCT, model, True, (_images(model), *_classes(model, (1,))), outputs)
 
@@ -120,12 +122,14 @@ def find(catalog: Catalog, name: str, version: str) -> Face:
     `InvalidArgument` for a version that is neither a number nor a label of the model."""
     own, kind = split(name)
     versions = catalog.versions(own) if own else {}
-    if versions and kind in {each for model in versions.values() for each in kinds(model)}:
-        model = catalog.get(own, _version(catalog, own, version))
-        if kind in kinds(model):
+    there = [number for number, model in sorted(versions.items()) if kind in kinds(model)]
+    if there:
+        wanted = _version(catalog, own, version)
+        model = catalog.get(own, wanted) if wanted is None or wanted in versions else None
+        if model is not None and kind in kinds(model):
             return _FACES[kind](model)
     revision = f"version {plain(version, _LONGEST)}" if version else ""
-    raise ModelNotFound(name, revision, names(catalog))
+    raise ModelNotFound(name, revision, [f"{name} version {number}" for number in there] or names(catalog))
 
 
 def _version(catalog: Catalog, own: str, version: str) -> int | None:

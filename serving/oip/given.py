@@ -11,20 +11,10 @@ from latentry.printable import plain
 from latentry.v1 import vae_pb2 as pb
 from serving.errors import InvalidArgument
 from serving.inference import grpc_service_pb2 as oip
-from serving.oip import faces
+from serving.oip import faces, words
 from serving.oip.faces import Face
 from serving.oip.parameters import Parameters
 from serving.oip.tensors import BYTES, Tensor, read_inputs
-
-_FORMATS = {
-    "uint8": pb.IMAGE_FORMAT_RAW_UINT8,
-    "float32": pb.IMAGE_FORMAT_RAW_FLOAT32,
-    "png": pb.IMAGE_FORMAT_PNG,
-    "jpeg": pb.IMAGE_FORMAT_JPEG,
-    "webp": pb.IMAGE_FORMAT_WEBP,
-    "gif": pb.IMAGE_FORMAT_GIF,
-    "animated-webp": pb.IMAGE_FORMAT_ANIMATED_WEBP,
-}
 
 _DTYPES = {"UINT8": pb.DATA_TYPE_UINT8, "FP32": pb.DATA_TYPE_FLOAT32}
 _DATATYPES = {  # that an input may have, the advertised one first
@@ -34,7 +24,6 @@ _DATATYPES = {  # that an input may have, the advertised one first
     "count": ("INT64", "INT32", "UINT64"),
     "seed": ("INT64", "UINT64", "INT32"),
 }
-OUTPUT = ("format", "quality", "frame_ms")
 _MAX_INT32 = 2**31 - 1
 _MANY = 1024  # parameters, inputs or outputs of a request: each is looked at by itself, while other calls wait
 _LONGEST = 64
@@ -108,14 +97,16 @@ class Given:
         most = self.face.model.limits.max_items
         if tensor is not None and (count := math.prod(tensor.shape)) > most:
             raise InvalidArgument("inputs[classes]", f"{count} classes", f"at most {most}")
+        if isinstance(chosen, str) and chosen not in self.face.model.manifest.labels and _is_number(chosen):
+            chosen = int(chosen)
         if isinstance(chosen, str):
             request.classes.names.append(chosen)
         elif chosen is not None:
-            request.classes.indices.append(_index(chosen))
+            request.classes.indices.extend(_indices([chosen], self.parameters.field("class")))
         elif tensor is not None and tensor.datatype == BYTES:
             request.classes.names.extend(each.decode(errors="replace") for each in tensor.elements)
         elif tensor is not None:
-            request.classes.indices.extend(_index(each) for each in tensor.integers())
+            request.classes.indices.extend(_indices(tensor.integers(), "inputs[classes]"))
         return request
 
     def _tensor(self, name: str, required: bool) -> Tensor | None:
@@ -132,25 +123,15 @@ async def read(request: oip.ModelInferRequest, face: Face) -> Given:
         if (many := len(getattr(request, what))) > _MANY:
             raise InvalidArgument(what, f"{many} of them", f"at most {_MANY}")
     parameters = Parameters(request.parameters)
-    tensors = await read_inputs(request)
-    _check_inputs(tensors, face)
+    tensors = await read_inputs(request, {port.name: _DATATYPES[port.name] for port in face.inputs})
+    for tensor in tensors.values():
+        if tensor.datatype == BYTES or tensor.name == "classes":
+            _check_column(tensor)
     for given in request.inputs:
         Parameters(given.parameters, f"inputs[{plain(given.name, _LONGEST)}].parameters").finish(())
     outputs, form = _read_outputs(request, parameters, face)
     about = face.model.manifest
     return Given(face, tensors, parameters, outputs, form, pb.ModelSelector(name=about.name, version=about.version))
-
-
-def _check_inputs(tensors: Mapping[str, Tensor], face: Face) -> None:
-    known = [port.name for port in face.inputs]
-    for name, tensor in tensors.items():
-        if name not in known:
-            raise InvalidArgument("inputs", repr(plain(name, _LONGEST)), f"one of {', '.join(known)}")
-        if tensor.datatype not in _DATATYPES[name]:
-            wanted = f"{', '.join(_DATATYPES[name][:-1])} or {_DATATYPES[name][-1]}".removeprefix(" or ")
-            raise InvalidArgument(f"inputs[{name}].datatype", tensor.datatype, wanted)
-        if tensor.datatype == BYTES or name == "classes":
-            _check_column(tensor)
 
 
 def _check_column(tensor: Tensor) -> None:
@@ -164,9 +145,7 @@ def _read_outputs(
 ) -> tuple[list[str], pb.ImageOutput]:
     """The outputs that are wanted, and the form of images: parameters of that output, or else of the request."""
     known = [port.name for port in face.outputs] + ["latents"] * (face.kind == faces.ENCODER)
-    form = pb.ImageOutput()
-    if face.kind != faces.ENCODER:
-        form = _form(parameters)
+    form = _form(parameters, face)
     names: list[str] = []
     for output in request.outputs:
         name = output.name
@@ -176,24 +155,40 @@ def _read_outputs(
         own = Parameters(output.parameters, f"outputs[{name}].parameters")
         shapes_images = name == "images"
         if shapes_images:
-            form.MergeFrom(_form(own))
-        own.finish(OUTPUT if shapes_images else ())
+            form.MergeFrom(_form(own, face))
+        own.finish(forms(face) if shapes_images else ())
         names.append(name)
     return names, form
 
 
-def _form(parameters: Parameters) -> pb.ImageOutput:
-    return pb.ImageOutput(
-        format=parameters.choice("format", _FORMATS),
-        quality=parameters.integer("quality", 1, _MAX_INT32),
-        frame_ms=parameters.integer("frame_ms", 1, _MAX_INT32),
-    )
+def forms(face: Face) -> tuple[str, ...]:
+    """The parameters that say what form images come in."""
+    if face.kind == faces.ENCODER:
+        return ()
+    return ("format", "quality") + ("frame_ms",) * (face.kind == faces.INTERPOLATE)
+
+
+def _form(parameters: Parameters, face: Face) -> pb.ImageOutput:
+    form, known = pb.ImageOutput(), forms(face)
+    kinds = {**words.FORMATS, **(words.ANIMATIONS if "frame_ms" in known else {})}
+    for name in known:
+        value = parameters.choice(name, kinds) if name == "format" else parameters.integer(name, 1, _MAX_INT32)
+        if value is not None:
+            setattr(form, name, value)
+    return form
 
 
 def _plain_tensor(tensor: Tensor) -> pb.Tensor:
     return pb.Tensor(dtype=_DTYPES[tensor.datatype], shape=tensor.shape, data=tensor.data)
 
 
-def _index(number: int) -> int:
-    """As it goes into our own request; one that does not is no class of any model."""
-    return number if 0 <= number <= _MAX_INT32 else -1
+def _indices(numbers: Sequence[int], field: str) -> Sequence[int]:
+    """As they go into our own request; one that does not is no class of any model."""
+    for number in numbers:
+        if not -_MAX_INT32 <= number <= _MAX_INT32:
+            raise InvalidArgument(field, number, "the number of a class")
+    return numbers
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _LONGEST

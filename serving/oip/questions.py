@@ -11,20 +11,11 @@ from google.protobuf.message import Message
 from latentry.v1 import vae_pb2 as pb
 from serving.errors import InvalidArgument
 from serving.inference import grpc_service_pb2 as oip
-from serving.oip import faces
+from serving.oip import faces, words
 from serving.oip.faces import Face
-from serving.oip.given import OUTPUT, Given
+from serving.oip.given import Given, forms
 from serving.oip.given import read as read_given
-
-_RESIZES = {"crop": pb.RESIZE_CROP, "stretch": pb.RESIZE_STRETCH}
-_TRUNCATIONS = {"resample": pb.TRUNCATION_RESAMPLE, "clamp": pb.TRUNCATION_CLAMP}
-_PRIORS = {"standard": pb.PRIOR_STANDARD, "fitted": pb.PRIOR_FITTED}
-_PATHS = {
-    "linear": pb.INTERPOLATION_PATH_LINEAR,
-    "spherical": pb.INTERPOLATION_PATH_SPHERICAL,
-    "catmull-rom": pb.INTERPOLATION_PATH_CATMULL_ROM,
-}
-_EASINGS = {"none": pb.EASING_NONE, "in": pb.EASING_IN, "out": pb.EASING_OUT, "in-out": pb.EASING_IN_OUT}
+from serving.oip.parameters import Parameters
 
 _MAX_INT32, _MAX_INT64, _MAX_UINT64 = 2**31 - 1, 2**63 - 1, 2**64 - 1
 _MAX_TIMEOUT_US = 10**15
@@ -34,13 +25,15 @@ ATTRIBUTE = "attribute."
 @dataclass(frozen=True, slots=True)
 class Question:
     """What was asked: our own request of the rpc; and the outputs that are wanted, none for all there are; the form of
-    images."""
+    images. `fields` says what its caller calls those fields of our request that may be made of several parts of theirs.
+    """
 
     rpc: str
     request: Message
     outputs: Sequence[str]
     form: pb.ImageOutput
     timeout_s: float | None
+    fields: Mapping[str, str]
 
 
 async def read(request: oip.ModelInferRequest, face: Face) -> Question:
@@ -50,9 +43,18 @@ async def read(request: oip.ModelInferRequest, face: Face) -> Question:
     made = ask(given)
     timeout_us = given.parameters.integer("timeout", 0, _MAX_TIMEOUT_US)
     classed = ("class",) if face.model.manifest.classes else ()
-    images = OUTPUT if face.kind != faces.ENCODER else ()
-    given.parameters.finish((*known, *classed, *images, "timeout"))
-    return Question(rpc, made, given.outputs, given.form, timeout_us / 1e6 if timeout_us else None)
+    given.parameters.finish((*known, *classed, *forms(face), "timeout"))
+    timeout_s = timeout_us / 1e6 if timeout_us else None
+    return Question(rpc, made, given.outputs, given.form, timeout_s, _fields(request, given.parameters))
+
+
+def _fields(request: oip.ModelInferRequest, parameters: Parameters) -> dict[str, str]:
+    named = {f"attributes[{i}]": parameters.field(name) for i, name in enumerate(parameters.beginning(ATTRIBUTE))}
+    if "class" in parameters:
+        named |= dict.fromkeys(("classes[0]", "classes"), parameters.field("class"))
+    for output in request.outputs:
+        named |= {f"output.{name}": f"outputs[{output.name}].parameters[{name}]" for name in output.parameters}
+    return named
 
 
 # ---- one for each kind of face ----
@@ -66,7 +68,7 @@ def _encode(given: Given) -> pb.EncodeRequest:
     request = pb.EncodeRequest(
         model=given.model,
         images=given.images(required=True),
-        resize=parameters.choice("resize", _RESIZES),
+        resize=parameters.choice("resize", words.RESIZES),
         seed=seed,
         first_index=parameters.integer("first_index", 0, _MAX_INT64),
         temperature=parameters.number("temperature"),
@@ -96,8 +98,8 @@ def _sample(given: Given) -> pb.SampleRequest:
         temperature=parameters.number("temperature"),
         output=given.form,
         truncation=parameters.number("truncation"),
-        truncation_mode=parameters.choice("truncation_mode", _TRUNCATIONS),
-        prior=parameters.choice("prior", _PRIORS),
+        truncation_mode=parameters.choice("truncation_mode", words.TRUNCATIONS),
+        prior=parameters.choice("prior", words.PRIORS),
     )
     return given.with_classes(request)
 
@@ -110,11 +112,11 @@ def _interpolate(given: Given) -> pb.InterpolateRequest:
     latents, images = given.latents_or_images()
     request = pb.InterpolateRequest(
         model=given.model,
-        resize=parameters.choice("resize", _RESIZES),
+        resize=parameters.choice("resize", words.RESIZES),
         steps=steps,
-        path=parameters.choice("path", _PATHS),
+        path=parameters.choice("path", words.PATHS),
         output=given.form,
-        easing=parameters.choice("easing", _EASINGS),
+        easing=parameters.choice("easing", words.EASINGS),
         loop=parameters.flag("loop"),
         exclude_end_points=parameters.flag("exclude_end_points"),
         latents=latents,
@@ -128,7 +130,7 @@ def _reconstruct(given: Given) -> pb.ReconstructRequest:
     request = pb.ReconstructRequest(
         model=given.model,
         images=given.images(required=True),
-        resize=parameters.choice("resize", _RESIZES),
+        resize=parameters.choice("resize", words.RESIZES),
         output=given.form,
         seed=parameters.integer("seed", 0, _MAX_UINT64),
         first_index=parameters.integer("first_index", 0, _MAX_INT64),
@@ -142,7 +144,7 @@ def _edit(given: Given) -> pb.EditRequest:
     latents, images = given.latents_or_images()
     request = pb.EditRequest(
         model=given.model,
-        resize=parameters.choice("resize", _RESIZES),
+        resize=parameters.choice("resize", words.RESIZES),
         output=given.form,
         attributes=[
             pb.AttributeAmount(name=name.removeprefix(ATTRIBUTE), amount=parameters.number(name))

@@ -145,6 +145,8 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         return oip.ModelStreamInferResponse(error_message=str(refusal), infer_response=told)
 
     async def _answer(self, request: oip.ModelInferRequest, context: Context) -> oip.ModelInferResponse:
+        if self._reloader is not None:
+            raise Conflict("this is the administration's port: inference is on the main one, for the role infer")
         face = faces.find(self._catalog, request.model_name, request.model_version)
         record = call.current()
         record.model, record.version = face.model.manifest.name, face.version
@@ -156,9 +158,9 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
             try:
                 reply = await getattr(self._vae, question.rpc)(question.request, context)
             except InvalidArgument as error:
-                raise renamed(error) from error
+                raise renamed(error, question.fields) from error
             response = answers.write(reply, question, face, request)
-            answer.items, answer.stages = answers.items(reply), record.stages
+            answer.items, answer.seconds, answer.stages = answers.items(reply), record.seconds, record.stages
         return response
 
     # ---- the repository ----

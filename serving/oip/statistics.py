@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from serving.batches import Run
@@ -36,9 +36,10 @@ class _Sum:
 
 @dataclass(slots=True)
 class Answer:
-    """What is known of a request once it is answered: its items, and what took how long."""
+    """What is known of a request once it is answered: its items, what took how long, and each batch with rows of it."""
 
     items: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
     stages: Sequence[Stage] = ()
 
 
@@ -102,7 +103,7 @@ class Figures:
         self.last_ms = time.time_ns() // 1_000_000
         self.items += answer.items
         for stage_name, part in _STAGES.items():
-            self.parts[part].add(round(sum(s.seconds for s in answer.stages if s.name == stage_name) * 1e9))
+            self.parts[part].add(round(answer.seconds.get(stage_name, 0.0) * 1e9))
         for stage in answer.stages:
             run = stage.batch
             if run is not None and run not in self._counted:  # requests share batches

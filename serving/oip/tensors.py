@@ -25,7 +25,7 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
     "UINT64": np.dtype("<u8"),
     "FP32": np.dtype("<f4"),
 }
-_CONTENTS: Mapping[str, str] = {
+_CONTENTS: Mapping[str, str] = {  # datatypes other than these cannot be read
     "UINT8": "uint_contents",
     "INT32": "int_contents",
     "INT64": "int64_contents",
@@ -54,8 +54,9 @@ class Tensor:
         return [int(each) for each in np.frombuffer(self.data, _DTYPES[self.datatype])]
 
 
-async def read_inputs(request: oip.ModelInferRequest) -> dict[str, Tensor]:
-    """The tensors of a request by their names; raises `InvalidArgument`."""
+async def read_inputs(request: oip.ModelInferRequest, known: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+    """The tensors of a request by their names; raises `InvalidArgument`. `known`: the names that there are, and the
+    datatypes that each may have."""
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise InvalidArgument("raw_input_contents", f"{len(raw)} entries", f"{len(request.inputs)}, one an input")
@@ -63,6 +64,9 @@ async def read_inputs(request: oip.ModelInferRequest) -> dict[str, Tensor]:
     for i, given in enumerate(request.inputs):
         name = plain(given.name, _LONGEST)
         field = f"inputs[{name}]"
+        if given.name not in known:
+            raise InvalidArgument("inputs", repr(name), f"one of {', '.join(known)}")
+        _check_datatype(given.datatype, known[given.name], field)
         if given.name in tensors:
             raise InvalidArgument("inputs", f"{name!r} twice", "each name once")
         if raw and given.contents.ByteSize():
@@ -77,12 +81,14 @@ async def read_inputs(request: oip.ModelInferRequest) -> dict[str, Tensor]:
     return tensors
 
 
+def _check_datatype(datatype: str, known: Sequence[str], field: str) -> None:
+    if datatype not in known:
+        wanted = f"{', '.join(known[:-1])} or {known[-1]}".removeprefix(" or ")
+        raise InvalidArgument(f"{field}.datatype", repr(plain(datatype, _LONGEST)), wanted)
+
+
 def _count(given: _Input, field: str) -> int:
     """How many elements its shape makes."""
-    if given.datatype not in _CONTENTS:
-        raise InvalidArgument(
-            f"{field}.datatype", repr(plain(given.datatype, _LONGEST)), f"one of {', '.join(_CONTENTS)}"
-        )
     if not 1 <= len(given.shape) <= _MAX_SIDES or any(side < 1 for side in given.shape):
         wanted = f"1 to {_MAX_SIDES} sides of at least 1"
         raise InvalidArgument(f"{field}.shape", list(given.shape[: _MAX_SIDES + 1]), wanted)
