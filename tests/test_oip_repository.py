@@ -9,7 +9,6 @@ from typing import Any
 
 import grpc
 import linear_model
-import numpy as np
 import oip_fixtures
 import pytest
 from conftest import running_service, settings_for
@@ -160,8 +159,8 @@ def test_there_is_one_repository(stubs: tuple[Any, Any]) -> None:
             stub.RepositoryIndex(oip.RepositoryIndexRequest(repository_name="mine"))
 
 
-def test_the_administrations_port_answers_the_other_calls_too(stubs: tuple[Any, Any]) -> None:
-    main, admin = stubs
-    asked = request("linear_decoder", {"latents": np.ones((1, 5), np.float32)})
-    both = [stub.ModelInfer(asked).raw_output_contents[:] for stub in (main, admin)]
+def test_the_administrations_port_describes_too(stubs: tuple[Any, Any]) -> None:
+    asked = oip.ModelMetadataRequest(name="linear_decoder")
+    both = [stub.ModelMetadata(asked) for stub in stubs]
     assert both[0] == both[1]
+    assert [each.name for each in both[0].inputs] == ["latents"]
