@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from latentry import choices, inputs
 from latentry.choices import ClassInput, Dtype, Easing, Path, Prior, Resize, TruncationMode
-from latentry.inputs import Input
+from latentry.fitting import Fitting
+from latentry.inputs import Images, Input, Latents
 from latentry.v1 import vae_pb2 as pb
 
 
 @dataclass(frozen=True)
 class Model:
-    """The model that is meant: as a request names it, and as the server describes it."""
+    """The model that is meant: as a request names it, and as the server described it."""
 
     selector: pb.ModelSelector
     info: pb.ModelInfo
+    _fittings: list[Fitting] = field(default_factory=list)
+
+    def fitting(self, resize: str | None) -> Fitting:
+        """What makes images of a call as small as the model's."""
+        shape = self.info.image_shape
+        self._fittings.append(Fitting((shape.height, shape.width, shape.channels), resize))
+        return self._fittings[-1]
+
+    def digest(self) -> str:
+        """That of the model that has to answer since images were fitted for it; empty: any may."""
+        return self.info.model.digest if any(each.used for each in self._fittings) else ""
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,7 @@ class Samples:
     count: int
     seed: int | None
     first_index: int
-    classes: ClassInput | None
+    classes: choices.Classes
     options: Mapping[str, Any]
 
     def request(self, selector: pb.ModelSelector, at: int, most: int, seed: int | None) -> pb.SampleRequest:
@@ -38,9 +50,24 @@ class Samples:
             count=part.stop - part.start,
             seed=seed,
             first_index=choices.index("first_index", self.first_index + at),
-            classes=choices.classes(self.classes, self.count, part),
+            classes=self.classes.part(part, self.count),
             **self.options,
         )
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What was asked of `interpolate` or `stream_interpolate`; its key frames are still to be read."""
+
+    key_frames: Input
+    resize: Resize | None
+    options: Mapping[str, Any]
+
+    def request(self, model: Model) -> tuple[pb.InterpolateRequest, Images | Latents]:
+        """The request, and what was given. Raises `ValueError` and `OSError` as `inputs.read`."""
+        given = inputs.read(self.key_frames, "key_frames", model.fitting(self.resize))
+        check_room("key_frames", given.size(), model.info)
+        return pb.InterpolateRequest(model=model.selector, **self.options, **given.fields(slice(None))), given
 
 
 def samples(
@@ -63,17 +90,18 @@ def samples(
         "prior": choices.one_of("prior", prior, choices.PRIORS),
         "output": choices.output(dtype),
     }
+    if truncation is None and truncation_mode != "resample":
+        raise ValueError(f"truncation_mode: got {truncation_mode!r} without truncation, wanted both or neither")
     return Samples(
         choices.count("count", count),
         choices.seed(seed),
         choices.index("first_index", first_index),
-        classes,
+        choices.classes(classes),
         options,
     )
 
 
-def interpolation(
-    selector: pb.ModelSelector,
+def walk(
     key_frames: Input,
     *,
     classes: ClassInput | None,
@@ -84,18 +112,23 @@ def interpolation(
     ends: bool,
     resize: Resize | None,
     dtype: Dtype,
-) -> pb.InterpolateRequest:
+) -> Walk:
     """What a caller asks, checked."""
-    given = inputs.read(key_frames)
-    return pb.InterpolateRequest(
-        model=selector,
-        steps=choices.count("steps", steps),
-        path=choices.one_of("path", path, choices.PATHS),
-        easing=choices.one_of("easing", easing, choices.EASINGS),
-        loop=loop,
-        exclude_end_points=not ends,
-        resize=choices.one_of("resize", resize, choices.RESIZES),
-        output=choices.output(dtype),
-        classes=choices.classes(classes, 1),
-        **given.fields(slice(None)),
-    )
+    options = {
+        "steps": choices.count("steps", steps),
+        "path": choices.one_of("path", path, choices.PATHS),
+        "easing": choices.one_of("easing", easing, choices.EASINGS),
+        "loop": loop,
+        "exclude_end_points": not ends,
+        "resize": choices.one_of("resize", resize, choices.RESIZES),
+        "output": choices.output(dtype),
+        "classes": choices.classes(classes).one(),
+    }
+    return Walk(key_frames, resize, options)
+
+
+def check_room(name: str, size: int, info: pb.ModelInfo) -> None:
+    """Raise `ValueError` if so many bytes do not fit into a request that cannot be split."""
+    if size > inputs.room(info):
+        wanted = f"at most {inputs.room(info)} in one call: a `resize` makes image files small"
+        raise ValueError(f"{name}: got {size} bytes, wanted {wanted}")

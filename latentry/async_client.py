@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -23,7 +23,8 @@ T = TypeVar("T")
 
 
 class AsyncClient(Target):
-    """`Client` for asyncio: the same calls, awaited; streams with `async for`. For one event loop.
+    """`Client` for asyncio: the same calls, awaited; streams with `async for`. For one event loop at a time: under
+    another it connects again.
 
         async with latentry.AsyncClient("localhost:50051") as client:
             samples, walk = await asyncio.gather(client.sample(64), client.interpolate(["a.png", "b.png"]))
@@ -34,6 +35,7 @@ class AsyncClient(Target):
     """
 
     _channel: grpc.aio.Channel | None = None
+    _loop: asyncio.AbstractEventLoop | None = None  # that the channel belongs to
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -44,10 +46,11 @@ class AsyncClient(Target):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; a later call opens it again."""
-        if self._channel is not None:
-            await self._channel.close(None)
-            self._channel = None
+        """Close the connection: what still waits for an answer raises `LatentryError` with CANCELLED. A later call
+        opens it again."""
+        channel, self._channel = self._channel, None
+        if channel is not None and self._loop is asyncio.get_running_loop():
+            await channel.close(None)
 
     async def info(self) -> pb.ModelInfo:
         """See `Client.info`."""
@@ -76,23 +79,26 @@ class AsyncClient(Target):
         resize: Resize | None = None,
     ) -> Posterior:
         """See `Client.encode`."""
+        model = await self._model()
         return await self._drive(
+            model,
             plans.encode(
-                await self._model(),
+                model,
                 images,
                 classes=classes,
                 seed=seed,
                 first_index=first_index,
                 temperature=temperature,
                 resize=resize,
-            )
+            ),
         )
 
     async def decode(
         self, latents: npt.ArrayLike, *, classes: ClassInput | None = None, dtype: Dtype = "uint8"
     ) -> Pictures:
         """See `Client.decode`."""
-        return await self._drive(plans.decode(await self._model(), latents, classes=classes, dtype=dtype))
+        model = await self._model()
+        return await self._drive(model, plans.decode(model, latents, classes=classes, dtype=dtype))
 
     async def sample(
         self,
@@ -119,7 +125,8 @@ class AsyncClient(Target):
             prior=prior,
             dtype=dtype,
         )
-        return await self._drive(plans.sample(await self._model(), ask))
+        model = await self._model()
+        return await self._drive(model, plans.sample(model, ask))
 
     def stream_sample(
         self,
@@ -163,8 +170,7 @@ class AsyncClient(Target):
         dtype: Dtype = "uint8",
     ) -> Pictures:
         """See `Client.interpolate`."""
-        request = asks.interpolation(
-            self._selector,
+        ask = asks.walk(
             key_frames,
             classes=classes,
             steps=steps,
@@ -175,7 +181,8 @@ class AsyncClient(Target):
             resize=resize,
             dtype=dtype,
         )
-        return await self._drive(plans.interpolate(request))
+        model = await self._model()
+        return await self._drive(model, plans.interpolate(model, ask))
 
     def stream_interpolate(
         self,
@@ -193,8 +200,7 @@ class AsyncClient(Target):
         dtype: Dtype = "uint8",
     ) -> AsyncGenerator[Pictures, None]:
         """See `Client.stream_interpolate`."""
-        request = asks.interpolation(
-            self._selector,
+        ask = asks.walk(
             key_frames,
             classes=classes,
             steps=steps,
@@ -205,7 +211,7 @@ class AsyncClient(Target):
             resize=resize,
             dtype=dtype,
         )
-        return self._stream(lambda _: streams.InterpolateStream(request, chunk_items, first_frame))
+        return self._stream(lambda model: streams.InterpolateStream(model, ask, chunk_items, first_frame))
 
     async def reconstruct(
         self,
@@ -219,9 +225,11 @@ class AsyncClient(Target):
         scores_only: bool = False,
     ) -> Reconstruction:
         """See `Client.reconstruct`."""
+        model = await self._model()
         return await self._drive(
+            model,
             plans.reconstruct(
-                await self._model(),
+                model,
                 images,
                 classes=classes,
                 seed=seed,
@@ -229,7 +237,7 @@ class AsyncClient(Target):
                 resize=resize,
                 dtype=dtype,
                 scores_only=scores_only,
-            )
+            ),
         )
 
     async def edit(
@@ -239,15 +247,17 @@ class AsyncClient(Target):
         attributes: Mapping[str, float] | None = None,
         plus: Input | None = None,
         minus: Input | None = None,
-        amount: float = 1.0,
+        amount: float | None = None,
         classes: ClassInput | None = None,
         resize: Resize | None = None,
         dtype: Dtype = "uint8",
     ) -> Edited:
         """See `Client.edit`."""
+        model = await self._model()
         return await self._drive(
+            model,
             plans.edit(
-                await self._model(),
+                model,
                 base,
                 attributes=attributes,
                 plus=plus,
@@ -256,7 +266,7 @@ class AsyncClient(Target):
                 classes=classes,
                 resize=resize,
                 dtype=dtype,
-            )
+            ),
         )
 
     async def neighbours(
@@ -274,9 +284,11 @@ class AsyncClient(Target):
         dtype: Dtype = "uint8",
     ) -> Pictures:
         """See `Client.neighbours`."""
+        model = await self._model()
         return await self._drive(
+            model,
             plans.neighbours(
-                await self._model(),
+                model,
                 base,
                 grid=grid,
                 spacing=spacing,
@@ -287,31 +299,40 @@ class AsyncClient(Target):
                 classes=classes,
                 resize=resize,
                 dtype=dtype,
-            )
+            ),
         )
 
     async def _model(self) -> asks.Model:
         return asks.Model(self._selector, await self.info())
 
-    async def _drive(self, plan: plans.Plan[T]) -> T:
-        stub, digest = vae_pb2_grpc.VaeServiceStub(await self._open()), ""
+    async def _drive(self, model: asks.Model, plan: plans.Plan[T]) -> T:
         try:
-            call = next(plan)
+            call = await asyncio.to_thread(_begin, plan)  # reads files, and fits large ones
+            stub, digest = vae_pb2_grpc.VaeServiceStub(await self._open()), model.digest()
             while True:
-                reply = await self._call(stub, *call)
-                digest = self._same_model(digest, reply)
-                call = plan.send(reply)
+                try:
+                    reply = await self._call(stub, *call)
+                    digest = self._same_model(digest, reply)
+                except LatentryError as error:
+                    call = plan.throw(error)  # which says it of what the caller gave
+                else:
+                    call = plan.send(reply)
+        except ValueError:
+            self._info = None  # whose limits may be those of a model that is there no more
+            raise
         except StopIteration as done:
             result: T = done.value
             return result
 
     async def _stream(self, make: Callable[[asks.Model], streams.Stream]) -> AsyncGenerator[Pictures, None]:
-        stream, digest = make(await self._model()), ""
+        model = await self._model()
+        stream = await asyncio.to_thread(make, model)
+        digest = model.digest()
         while (request := stream.request()) is not None:
             rpc = getattr(vae_pb2_grpc.VaeServiceStub(await self._open()), stream.rpc)
             call = rpc(request, timeout=self.timeout_s, metadata=self._metadata)
             try:
-                async for reply in call:
+                while (reply := await _unless_closed(call.read())) is not grpc.aio.EOF:  # type: ignore[attr-defined]
                     digest = self._same_model(digest, reply.part)
                     yield stream.take(reply)
                 if stream.tries.ended_early():
@@ -319,15 +340,16 @@ class AsyncClient(Target):
             except grpc.aio.AioRpcError as error:
                 pause = stream.tries.pause(error.code().name)
                 if pause is None:
-                    raise LatentryError(error.code(), error.details() or "") from error
+                    raise self._refusal(error.code(), stream.said(error.details() or "")) from error
                 await asyncio.sleep(pause)
             finally:
                 call.cancel()
 
     async def _open(self) -> grpc.aio.Channel:
         most = (await self.info()).limits.max_message_bytes
-        if self._channel is None or self._channel_bytes != most:
-            self._channel, self._channel_bytes = self._connect(self._options(most)), most
+        loop = asyncio.get_running_loop()
+        if self._channel is None or self._channel_bytes != most or self._loop is not loop:
+            self._channel, self._channel_bytes, self._loop = self._connect(self._options(most)), most, loop
         return self._channel
 
     def _connect(self, options: list[tuple[str, Any]]) -> grpc.aio.Channel:
@@ -337,6 +359,25 @@ class AsyncClient(Target):
 
     async def _call(self, stub: Any, rpc: str, request: Any) -> Any:
         try:
-            return await getattr(stub, rpc)(request, timeout=self.timeout_s, metadata=self._metadata)
+            call = getattr(stub, rpc)(request, timeout=self.timeout_s, metadata=self._metadata)
+            return await _unless_closed(call)
         except grpc.aio.AioRpcError as error:
-            raise LatentryError(error.code(), error.details() or "") from error
+            raise self._refusal(error.code(), error.details() or "") from error
+
+
+def _begin(plan: plans.Plan[Any]) -> tuple[str, Any]:
+    """The first call of a plan; every plan has one."""
+    return next(plan)
+
+
+async def _unless_closed(answer: Awaitable[Any]) -> Any:
+    """What is awaited. gRPC cancels it when the channel is closed, which is not to look as if the caller's own task
+    was cancelled: that one awaits this task, and is told apart by it."""
+    task = asyncio.ensure_future(answer)
+    try:
+        await asyncio.wait([task])
+    finally:
+        task.cancel()
+    if task.cancelled():
+        raise LatentryError(grpc.StatusCode.CANCELLED, "the client was closed")
+    return task.result()

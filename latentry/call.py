@@ -17,6 +17,7 @@ import numpy.typing as npt
 from latentry.client import Client
 from latentry.connection import add_connection_arguments, credentials_of, token_of
 from latentry.output import check_out
+from latentry.printable import plain
 from latentry.target import LatentryError
 from latentry.v1 import vae_pb2 as pb
 
@@ -50,11 +51,17 @@ def add_class(parser: argparse.ArgumentParser) -> None:
 
 
 def classes_of(args: argparse.Namespace, info: pb.ModelInfo) -> list[str] | list[int] | None:
-    """What `--class` says: names if the model has all of them, else numbers if all are."""
+    """What `--class` says: names if the model has all of them, else numbers. Raises `ValueError` for others."""
     given: list[str] | None = args.classes
-    if given is None or set(given) <= set(info.class_labels) or not all(each.isdecimal() for each in given):
+    names = list(info.class_labels)
+    if not given or not info.classes or set(given) <= set(names):
         return given
-    return [int(each) for each in given]
+    for each in given:
+        if each not in names and not (each.isdecimal() and int(each) < info.classes):
+            known = f"one of {plain(', '.join(names))}, or " if names else ""
+            nameless = "" if names else f": {info.model.name} has no names of classes"
+            raise ValueError(f"--class: got {plain(each)}, wanted {known}0 to {info.classes - 1}{nameless}")
+    return [names.index(each) if each in names else int(each) for each in given]
 
 
 def run(args: argparse.Namespace, call: Callable[[Client], None]) -> int:
@@ -92,7 +99,8 @@ def read_inputs(what: str, files: Sequence[Path]) -> Any:
 
 
 def read_latents(path: Path) -> npt.NDArray[Any]:
-    """The array `latents`, else `mean`, of an .npz, or the one of an .npy. Raises `OSError` or `ValueError`."""
+    """The array `latents`, else `mean`, of an .npz, or the one of an .npy, of which one latent may be all. Raises
+    `OSError` or `ValueError`."""
     try:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
@@ -103,5 +111,5 @@ def read_latents(path: Path) -> npt.NDArray[Any]:
         if name in arrays:
             if arrays[name].dtype.kind not in "fiu":
                 raise ValueError(f"{path}: got {name} of type {arrays[name].dtype}, wanted numbers")
-            return np.asarray(arrays[name])
+            return np.atleast_2d(arrays[name])
     raise ValueError(f"{path}: got arrays {', '.join(arrays) or 'none'}, wanted `latents` or `mean`")

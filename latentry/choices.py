@@ -6,7 +6,8 @@ What only the server can know (limits, names of classes) is left to it. Raises `
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any, Literal, SupportsIndex, TypeAlias
 
 import numpy as np
@@ -48,17 +49,17 @@ def output(dtype: str) -> pb.ImageOutput:
 
 def seed(value: int | None) -> int | None:
     """A seed, or none."""
-    return None if value is None else _whole("seed", value, 0, 2**64 - 1, "0 to 2^64 - 1")
+    return None if value is None else _whole("seed", value, 0, 2**64 - 1, "a whole number, 0 to 2^64 - 1")
 
 
 def count(name: str, value: SupportsIndex) -> int:
     """A number of items: what an int32 of the API holds."""
-    return _whole(name, value, -(2**31), 2**31 - 1, "a number below 2^31")
+    return _whole(name, value, -(2**31), 2**31 - 1, "a whole number below 2^31")
 
 
 def index(name: str, value: SupportsIndex) -> int:
     """The place of an item in a sequence: what an int64 of the API holds."""
-    return _whole(name, value, -(2**63), 2**63 - 1, "a number below 2^63")
+    return _whole(name, value, -(2**63), 2**63 - 1, "a whole number below 2^63")
 
 
 def number(name: str, value: float | None) -> float | None:
@@ -71,25 +72,65 @@ def number(name: str, value: float | None) -> float | None:
         raise ValueError(f"{name}: got {value!r}, wanted a number") from None
 
 
+def unused_without_seed(**options: tuple[float, float]) -> None:
+    """Raise `ValueError` for what only a draw goes by and was given although none is made: (value, default) each."""
+    for name, (value, default) in options.items():
+        if value != default:
+            raise ValueError(f"{name}: got {value} without a seed, wanted it with one, for a draw")
+
+
 def amounts(attributes: Mapping[str, float] | None) -> list[pb.AttributeAmount]:
     """So much of each attribute."""
     given = (attributes or {}).items()
     return [pb.AttributeAmount(name=name, amount=number(f"attributes[{name!r}]", amount)) for name, amount in given]
 
 
-def classes(given: ClassInput | None, items: int, part: slice | None = None) -> pb.Classes | None:
-    """The classes of this part of so many items."""
+@dataclass(frozen=True)
+class Classes:
+    """The classes that a caller chose, all names or all numbers, for any part of the items."""
+
+    each: list[str] | list[int] | None
+
+    def one(self) -> pb.Classes | None:
+        """Those of a call that wants one class."""
+        return self._message(slice(None))
+
+    def part(self, part: slice, items: int) -> pb.Classes | None:
+        """Those of this part of so many items."""
+        if self.each is not None and len(self.each) not in (1, items):
+            raise ValueError(f"classes: got {len(self.each)}, wanted one for all or {items}")
+        return self._message(part if self.each is not None and len(self.each) > 1 else slice(None))
+
+    def start(self, part: slice) -> int:
+        """Which of them is the first of this part."""
+        return part.start if self.each is not None and len(self.each) > 1 else 0
+
+    def _message(self, part: slice) -> pb.Classes | None:
+        if self.each is None:
+            return None
+        named = all(isinstance(one, str) for one in self.each)
+        these: Any = self.each[part]
+        return pb.Classes(names=these) if named else pb.Classes(indices=these)
+
+
+def classes(given: ClassInput | None) -> Classes:
+    """The classes that a caller chose, read once: they may come from a generator."""
     if given is None:
-        return None
-    each: list[Any] = [given] if isinstance(given, str | int | np.integer) else list(given)
-    if part is not None and len(each) not in (1, items):
-        raise ValueError(f"classes: got {len(each)}, wanted one for all or {items}")
-    these = each[part] if part is not None and len(each) > 1 else each
-    if all(isinstance(one, str) for one in each):
-        return pb.Classes(names=these)
+        return Classes(None)
+    wanted = "a name or a number, or a list of one each"
+    if isinstance(given, str | int | np.integer):
+        given = [given]  # type: ignore[assignment]
+    if isinstance(given, Set | Mapping | bytes):
+        raise ValueError(f"classes: got a {type(given).__name__}, wanted {wanted}")  # noqa: TRY004 - see the module
+    try:
+        each: list[Any] = list(given)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"classes: got {given!r}, wanted {wanted}") from None
+    if each and all(isinstance(one, str) for one in each):
+        return Classes(each)
     if any(isinstance(one, str) for one in each):
         raise ValueError(f"classes: got {each!r}, wanted all names or all numbers")
-    return pb.Classes(indices=[count("classes", one) for one in these])
+    return Classes([count(f"classes[{at}]", one) for at, one in enumerate(each)])
 
 
 def _whole(name: str, value: SupportsIndex, least: int, most: int, wanted: str) -> int:

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from latentry import __version__
@@ -72,8 +73,9 @@ def main(argv: list[str] | None = None) -> int:
         _overview().parse_args(argv or ["--help"])  # --help, --version, or an error that names the commands
         return 2
     command = _COMMANDS[name]
-    if name == "serve":  # gRPC's core would write of strangers' handshakes past our logs; it reads this when imported
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # gRPC's core would write of handshakes past our logs and our one line of why; it reads this when imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    _open_what_is_closed()
     try:
         module = importlib.import_module(command.module)
         parser = argparse.ArgumentParser(
@@ -84,15 +86,38 @@ def main(argv: list[str] | None = None) -> int:
         if unknown:
             parser.error(_say_what_is_near(unknown[0], parser))
         status: int = getattr(module, f"run_{name}")(args)
-        sys.stdout.flush()
+        return _flushed(status)
     except ModuleNotFoundError as error:
         _say_what_is_missing(name, command, error)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever read what is printed has had enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more()
         return 141
+
+
+def _open_what_is_closed() -> None:
+    """A stream that the shell closed (`>&-`) is None in Python: what is printed there goes nowhere instead."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - as long as the process
+
+
+def _flushed(status: int) -> int:
+    """The exit status, once all that was printed is where it should be."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk
+        print(f"latentry: standard output: {error.strerror}", file=sys.stderr)
+        _write_no_more()
+        return 1
     return status
+
+
+def _write_no_more() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _overview() -> argparse.ArgumentParser:
@@ -110,6 +135,8 @@ def _overview() -> argparse.ArgumentParser:
 
 
 def _say_what_is_near(unknown: str, parser: argparse.ArgumentParser) -> str:
+    if not unknown.startswith("-"):
+        return f"{unknown}: got one argument too many"
     flags = re.findall(r"--[a-z-]+", parser.format_help())
     near = difflib.get_close_matches(unknown.partition("=")[0], flags, 1)
     return f"{unknown}: no such flag" + (f"; did you mean {near[0]}?" if near else "")

@@ -35,10 +35,11 @@ class Client(Target):
     Every call raises `LatentryError` when the server refuses it, and `ValueError` for what cannot be sent.
 
     Images are given as an array [N, H, W, C] (uint8, or floats in [0, 1]) or [N, H, W], as Pillow images, paths or
-    file bytes; one or several; `resize` ("crop" or "stretch") fits those of another size. Where images or latents can
-    be given, an array of two dimensions is latents [N, Z]. Images come back as uint8, or with `dtype="float32"` as
-    floats in [0, 1]. A conditional model wants `classes`: one for all or one each, by name or by number. Every result
-    says its `model` (name, version, digest), its `seed`, and its `provenance` (provider, precision, timings).
+    file bytes; one or several; `resize` ("crop" or "stretch") fits those of another size, large files before they are
+    sent. Where images or latents can be given, an array of two dimensions is latents [N, Z]. Images come back as
+    uint8, or with `dtype="float32"` as floats in [0, 1]. A conditional model wants `classes`: one for all or one each,
+    by name or by number. Every result says its `model` (name, version, digest), its `seed`, and its `provenance`
+    (provider, precision, timings).
     """
 
     _channel: grpc.Channel | None = None
@@ -50,7 +51,8 @@ class Client(Target):
         self.close()
 
     def close(self) -> None:
-        """Close the connection; a later call opens it again."""
+        """Close the connection: what other threads still wait for raises `LatentryError` with CANCELLED. A later call
+        opens it again."""
         with self._lock:
             if self._channel is not None:
                 self._channel.close()
@@ -95,16 +97,18 @@ class Client(Target):
 
         With a `seed` also a draw, its noise scaled by `temperature`: image k's is that of `first_index` + k.
         """
+        model = self._model()
         return self._drive(
+            model,
             plans.encode(
-                self._model(),
+                model,
                 images,
                 classes=classes,
                 seed=seed,
                 first_index=first_index,
                 temperature=temperature,
                 resize=resize,
-            )
+            ),
         )
 
     def decode(self, latents: npt.ArrayLike, *, classes: ClassInput | None = None, dtype: Dtype = "uint8") -> Pictures:
@@ -112,7 +116,8 @@ class Client(Target):
 
         client.decode(np.zeros((1, client.info().latent_dim))).save("middle.png")
         """
-        return self._drive(plans.decode(self._model(), latents, classes=classes, dtype=dtype))
+        model = self._model()
+        return self._drive(model, plans.decode(model, latents, classes=classes, dtype=dtype))
 
     def sample(
         self,
@@ -147,7 +152,8 @@ class Client(Target):
             prior=prior,
             dtype=dtype,
         )
-        return self._drive(plans.sample(self._model(), ask))
+        model = self._model()
+        return self._drive(model, plans.sample(model, ask))
 
     def stream_sample(
         self,
@@ -183,7 +189,8 @@ class Client(Target):
             prior=prior,
             dtype=dtype,
         )
-        return self._stream(streams.SampleStream(self._model(), ask, chunk_items))
+        model = self._model()
+        return self._stream(model, streams.SampleStream(model, ask, chunk_items))
 
     def interpolate(
         self,
@@ -207,8 +214,7 @@ class Client(Target):
         or end slowly; `loop` goes on to the first key frame; without `ends` the first and the last are left out. A
         conditional model wants one class for all.
         """
-        request = asks.interpolation(
-            self._selector,
+        ask = asks.walk(
             key_frames,
             classes=classes,
             steps=steps,
@@ -219,7 +225,8 @@ class Client(Target):
             resize=resize,
             dtype=dtype,
         )
-        return self._drive(plans.interpolate(request))
+        model = self._model()
+        return self._drive(model, plans.interpolate(model, ask))
 
     def stream_interpolate(
         self,
@@ -241,8 +248,7 @@ class Client(Target):
         for part in client.stream_interpolate(latents, steps=500):
             print(len(part.images), "more")
         """
-        request = asks.interpolation(
-            self._selector,
+        ask = asks.walk(
             key_frames,
             classes=classes,
             steps=steps,
@@ -253,7 +259,8 @@ class Client(Target):
             resize=resize,
             dtype=dtype,
         )
-        return self._stream(streams.InterpolateStream(request, chunk_items, first_frame))
+        model = self._model()
+        return self._stream(model, streams.InterpolateStream(model, ask, chunk_items, first_frame))
 
     def reconstruct(
         self,
@@ -274,9 +281,11 @@ class Client(Target):
         Decoded is the posterior's mean or, with a `seed`, a draw from it as `encode` makes it. `scores_only` leaves
         the images out.
         """
+        model = self._model()
         return self._drive(
+            model,
             plans.reconstruct(
-                self._model(),
+                model,
                 images,
                 classes=classes,
                 seed=seed,
@@ -284,7 +293,7 @@ class Client(Target):
                 resize=resize,
                 dtype=dtype,
                 scores_only=scores_only,
-            )
+            ),
         )
 
     def edit(
@@ -294,7 +303,7 @@ class Client(Target):
         attributes: Mapping[str, float] | None = None,
         plus: Input | None = None,
         minus: Input | None = None,
-        amount: float = 1.0,
+        amount: float | None = None,
         classes: ClassInput | None = None,
         resize: Resize | None = None,
         dtype: Dtype = "uint8",
@@ -305,12 +314,14 @@ class Client(Target):
             client.edit("a.png", minus=["b.png"], plus=["c.png"]).save("a-b+c.png")
 
         `attributes` says how much of which of `info().attributes`: 1 adds it, -1 removes it. `plus` and `minus` are
-        examples, images or latents, the difference of whose means is added `amount` times. The result's `attributes`
-        are what was applied: amounts beyond an attribute's limit are cut to it.
+        examples, images or latents, the difference of whose means is added `amount` times, by default once. The
+        result's `attributes` are what was applied: amounts beyond an attribute's limit are cut to it.
         """
+        model = self._model()
         return self._drive(
+            model,
             plans.edit(
-                self._model(),
+                model,
                 base,
                 attributes=attributes,
                 plus=plus,
@@ -319,7 +330,7 @@ class Client(Target):
                 classes=classes,
                 resize=resize,
                 dtype=dtype,
-            )
+            ),
         )
 
     def neighbours(
@@ -344,9 +355,11 @@ class Client(Target):
         The base is in the middle of the grid, whose points are `spacing` apart along two `directions` [2, Z] or those
         that the seed draws; or it is where the walk begins, whose steps are of length `step`. Both are 0.5 by default.
         """
+        model = self._model()
         return self._drive(
+            model,
             plans.neighbours(
-                self._model(),
+                model,
                 base,
                 grid=grid,
                 spacing=spacing,
@@ -357,26 +370,33 @@ class Client(Target):
                 classes=classes,
                 resize=resize,
                 dtype=dtype,
-            )
+            ),
         )
 
     def _model(self) -> asks.Model:
         return asks.Model(self._selector, self.info())
 
-    def _drive(self, plan: plans.Plan[T]) -> T:
-        stub, digest = vae_pb2_grpc.VaeServiceStub(self._open()), ""
+    def _drive(self, model: asks.Model, plan: plans.Plan[T]) -> T:
         try:
             call = next(plan)
+            stub, digest = vae_pb2_grpc.VaeServiceStub(self._open()), model.digest()
             while True:
-                reply = self._call(stub, *call)
-                digest = self._same_model(digest, reply)
-                call = plan.send(reply)
+                try:
+                    reply = self._call(stub, *call)
+                    digest = self._same_model(digest, reply)
+                except LatentryError as error:
+                    call = plan.throw(error)  # which says it of what the caller gave
+                else:
+                    call = plan.send(reply)
+        except ValueError:
+            self._info = None  # whose limits may be those of a model that is there no more
+            raise
         except StopIteration as done:
             result: T = done.value
             return result
 
-    def _stream(self, stream: streams.Stream) -> Generator[Pictures, None, None]:
-        digest = ""
+    def _stream(self, model: asks.Model, stream: streams.Stream) -> Generator[Pictures, None, None]:
+        digest = model.digest()
         while (request := stream.request()) is not None:
             rpc = getattr(vae_pb2_grpc.VaeServiceStub(self._open()), stream.rpc)
             call = rpc(request, timeout=self.timeout_s, metadata=self._metadata)
@@ -389,7 +409,7 @@ class Client(Target):
             except grpc.RpcError as error:
                 pause = stream.tries.pause(error.code().name)
                 if pause is None:
-                    raise LatentryError(error.code(), error.details() or "") from error
+                    raise self._refusal(error.code(), stream.said(error.details() or "")) from error
                 time.sleep(pause)
             finally:
                 call.cancel()
@@ -410,4 +430,6 @@ class Client(Target):
         try:
             return getattr(stub, rpc)(request, timeout=self.timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise LatentryError(error.code(), error.details() or "") from error
+            raise self._refusal(error.code(), error.details() or "") from error
+        except ValueError as error:  # what gRPC says of a channel that another thread has closed
+            raise LatentryError(grpc.StatusCode.CANCELLED, "the client was closed") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 import grpc
@@ -16,7 +17,7 @@ def add_connection_arguments(parser: argparse.ArgumentParser, default: str | Non
     add = parser.add_argument
     shown = {"default": default, "help": "(default: %(default)s)"} if default else {"required": True}
     add("--server", metavar="HOST:PORT", **shown)
-    add("--timeout-s", type=float, default=60.0, help="for each call (default: %(default)s)")
+    add("--timeout-s", type=_seconds, default=60.0, help="for each call (default: %(default)s)")
     add("--tls", action="store_true", help="the server has a certificate of an authority that everybody trusts")
     add("--tls-ca", type=Path, metavar="FILE", help="PEM file of the authorities that the server's certificate is from")
     add("--tls-certificate", type=Path, metavar="FILE", help="PEM file of a client certificate, for a server with mTLS")
@@ -47,3 +48,13 @@ def token_of(args: argparse.Namespace) -> str | None:
     if not token.isascii() or not token or any(c.isspace() for c in token):
         raise ValueError(f"--token-file: got {args.token_file}, wanted a file with one token and nothing else")
     return token
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text}, wanted seconds, more than 0")
+    return seconds

@@ -33,7 +33,7 @@ def add_edit_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--plus", nargs="+", type=Path, metavar="FILE", help="examples of what is to be added")
     add("--minus", nargs="+", type=Path, metavar="FILE", help="examples of what is to be taken away")
-    add("--amount", type=float, default=1.0, help="of the difference of the two (default: %(default)s)")
+    add("--amount", type=float, help="of the difference of the two (default: 1)")
     add_class(parser)
     add_resize(parser)
     add_out(parser, "edited.png")
@@ -44,8 +44,7 @@ def run_edit(args: argparse.Namespace) -> int:
     """Edited images to pictures, or the list of attributes."""
 
     def call(client: Client) -> None:
-        if not args.images:
-            raise ValueError("images: got none, wanted one or more, or --list")
+        _check(args)
         edited = client.edit(
             read_inputs("images", args.images),
             attributes=_amounts(args.attributes),
@@ -61,11 +60,20 @@ def run_edit(args: argparse.Namespace) -> int:
 
     if args.list:
         args.out = None  # nothing is written, so that nothing has to be writable
-        return run(args, _list)
+        return run(args, lambda client: _list(args, client))
     return run(args, call)
 
 
-def _list(client: Client) -> None:
+def _check(args: argparse.Namespace) -> None:
+    if not args.images:
+        raise ValueError("images: got none, wanted one or more, before --plus and --minus, or --list")
+    if not (args.attributes or args.plus or args.minus or args.amount is not None):
+        raise ValueError("edit: got nothing to do, wanted --attribute, or --plus and --minus")
+
+
+def _list(args: argparse.Namespace, client: Client) -> None:
+    if args.images or args.attributes or args.plus or args.minus or args.amount is not None or args.classes:
+        raise ValueError("--list: got it with something to edit, wanted one or the other")
     info = client.info()
     if not info.attributes:
         print(f"{info.model.name} {info.model.version} has no attributes; `latentry attributes` adds some")

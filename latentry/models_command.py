@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from latentry.call import add_server, describe, run
+from latentry.call import describe, run
 from latentry.client import Client
+from latentry.connection import add_connection_arguments
 from latentry.v1 import vae_pb2 as pb
 
 
@@ -17,7 +18,8 @@ def add_models_arguments(parser: argparse.ArgumentParser) -> None:
         "latentry models",
         "latentry models --server example.org:50051 --tls",
     )
-    add_server(parser)
+    add_connection_arguments(parser)
+    parser.set_defaults(model="", version=None, label=None)  # all of them are listed
 
 
 def run_models(args: argparse.Namespace) -> int:

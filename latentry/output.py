@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from latentry import animation, whole_file
-from latentry.pictures import ENDINGS, Pictures
+from latentry.pictures import ANIMATED, ENDINGS, Pictures
 
 _STDOUT = Path("-")
 _HEIGHT = 64  # pixels that a small image is enlarged to, so that it can be seen
@@ -31,7 +32,7 @@ def add_out(parser: argparse.ArgumentParser, default: str | None, kind: str = "a
 def add_frame_ms(parser: argparse.ArgumentParser) -> None:
     """How long an animation shows each image."""
     default = animation.DEFAULT_FRAME_MS
-    parser.add_argument("--frame-ms", type=int, default=default, help="of an animation, each (default: %(default)s)")
+    parser.add_argument("--frame-ms", type=int, help=f"each image of an animation is shown (default: {default})")
 
 
 def add_arrays_out(parser: argparse.ArgumentParser, default: str) -> None:
@@ -45,14 +46,19 @@ def check_out(args: argparse.Namespace) -> None:
     out: Path | None = getattr(args, "out", None)
     if out is None:
         return
+    if getattr(args, "frame_ms", None) is not None and ending_of(args) not in ANIMATED:
+        raise ValueError(f"--frame-ms: got {args.frame_ms} for {ending_of(args)}, wanted it for .gif and .webp only")
     if out == _STDOUT and len(args.endings) > 1:
-        if sys.stdout.isatty():
-            raise ValueError("--out: got - and a terminal, wanted a pipe, as in `--out - | display`, or a file's name")
+        if sys.stdout.isatty() or getattr(sys.stdout, "name", "") == os.devnull:
+            got = "a terminal" if sys.stdout.isatty() else "no standard output"
+            raise ValueError(f"--out: got - and {got}, wanted a pipe, as in `--out - | display`, or a file's name")
         return
     if args.format is not None:
         raise ValueError(f"--format: got {args.format} for {out}, wanted it with --out - only; a name's ending says it")
-    if out.suffix not in args.endings:
+    if out.suffix.lower() not in args.endings:
         raise ValueError(f"--out: got {out}, wanted a name that ends in {' or '.join(args.endings)}")
+    if out.is_dir():
+        raise ValueError(f"--out: got {out}, which is a folder, wanted a file's name")
     if not out.parent.is_dir():
         raise ValueError(f"--out: got {out}, whose folder does not exist")
 
@@ -64,15 +70,16 @@ def notes(args: argparse.Namespace) -> TextIO:
 
 def ending_of(args: argparse.Namespace) -> str:
     """The ending that says what is written, such as ".png"."""
-    return f".{args.format or 'png'}" if args.out == _STDOUT else args.out.suffix
+    return f".{args.format or 'png'}" if args.out == _STDOUT else args.out.suffix.lower()
 
 
 def write_pictures(args: argparse.Namespace, pictures: Pictures, columns: int | None = None) -> None:
     """Write them to `--out`, small ones enlarged; in rows of `columns` if it is a grid."""
-    height = _ANIMATED_HEIGHT if ending_of(args) in (".gif", ".webp") else _HEIGHT
-    scale = max(1, height // pictures.images.shape[1])
-    frame_ms = getattr(args, "frame_ms", animation.DEFAULT_FRAME_MS)
-    _write(args, pictures.to_bytes(ending_of(args), columns=columns, scale=scale, frame_ms=frame_ms))
+    ending = ending_of(args)
+    height = _ANIMATED_HEIGHT if ending in ANIMATED else _HEIGHT
+    scale = 1 if ending == ".npz" else max(1, height // pictures.images.shape[1])
+    across = columns if ending == ".png" else None
+    _write(args, pictures.to_bytes(ending, columns=across, scale=scale, frame_ms=getattr(args, "frame_ms", None)))
 
 
 def write_arrays(args: argparse.Namespace, arrays: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ Array = npt.NDArray[Any]
 Float32s = npt.NDArray[np.float32]
 
 ENDINGS = (".png", ".gif", ".webp", ".npz")  # of the files that pictures are saved to
+ANIMATED = (".gif", ".webp")  # those of them that move
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,23 +72,28 @@ class Pictures:
         *,
         columns: int | None = None,
         scale: int = 1,
-        frame_ms: int = animations.DEFAULT_FRAME_MS,
+        frame_ms: int | None = None,
     ) -> None:
         """Write what the name's ending says, whole or not at all.
 
-        .png is a grid of `columns`, .gif and .webp are animations of `frame_ms` an image, .npz has the arrays as they
-        are. Raises `ValueError` for another ending.
+        .png is a grid of `columns`, .gif and .webp are animations of `frame_ms` an image (default: 80), .npz has the
+        arrays as they are. Raises `ValueError` for another ending, and for what a file of this ending has none of.
         """
         path = Path(path)
-        data = self.to_bytes(path.suffix, columns=columns, scale=scale, frame_ms=frame_ms)
+        data = self.to_bytes(path.suffix.lower(), columns=columns, scale=scale, frame_ms=frame_ms)
         whole_file.write(path, lambda file: file.write(data))
 
-    def to_bytes(self, ending: str, *, columns: int | None, scale: int, frame_ms: int) -> bytes:
+    def to_bytes(self, ending: str, *, columns: int | None, scale: int, frame_ms: int | None) -> bytes:
         """What `save` writes into a file of this ending, such as ".png"."""
-        if ending == ".gif":
-            return self.animation("gif", frame_ms=frame_ms, scale=scale)
-        if ending == ".webp":
-            return self.animation("webp", frame_ms=frame_ms, scale=scale)
+        if columns is not None and ending != ".png":
+            raise ValueError(f"columns: got {columns} for {ending}, wanted it for .png only, a grid")
+        if frame_ms is not None and ending not in ANIMATED:
+            raise ValueError(f"frame_ms: got {frame_ms} for {ending}, wanted it for {' and '.join(ANIMATED)} only")
+        if scale != 1 and ending == ".npz":
+            raise ValueError(f"scale: got {scale} for .npz, wanted it for pictures only")
+        if ending in ANIMATED:
+            shown = animations.DEFAULT_FRAME_MS if frame_ms is None else frame_ms
+            return self.animation("gif" if ending == ".gif" else "webp", frame_ms=shown, scale=scale)
         buffer = io.BytesIO()
         if ending == ".png":
             self.grid(columns, scale=scale).save(buffer, "PNG")
@@ -136,6 +142,8 @@ def grid(images: Array, columns: int | None = None, *, gap: int = 2, scale: int 
 
     `scale` enlarges each pixel to a square of that side. Raises `ValueError` if there are none.
     """
+    if columns is not None and columns < 1:
+        raise ValueError(f"columns: got {columns}, wanted 1 or more")
     pixels = _enlarged(images, scale)
     if not len(pixels):
         raise ValueError("images: got none, wanted one or more")
@@ -150,6 +158,8 @@ def grid(images: Array, columns: int | None = None, *, gap: int = 2, scale: int 
 
 
 def _enlarged(images: Array, scale: int) -> npt.NDArray[np.uint8]:
+    if scale < 1:
+        raise ValueError(f"scale: got {scale}, wanted 1 or more")
     return _to_uint8(images).repeat(scale, axis=1).repeat(scale, axis=2)
 
 

@@ -1,23 +1,25 @@
 """What the client's calls say and in what order, apart from how they travel: `Client` and `AsyncClient` share this.
 
-A plan is a generator: it yields the name of a call and its request, is sent the reply, and returns the result. What is
-larger than the model's limits is split into several calls, which the caller does not notice. `Client` says what each
-plan promises.
+A plan is a generator: it yields the name of a call and its request, is sent the reply or thrown the `LatentryError`,
+and returns the result. What is larger than the model's limits is split into several calls, which the caller does not
+notice. `Client` says what each plan promises.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from latentry import choices, inputs, replies
-from latentry.asks import Model, Samples
+from latentry.asks import Model, Samples, Walk, check_room
 from latentry.choices import ClassInput, Dtype, Resize
-from latentry.inputs import ImageInput, Input
+from latentry.fitting import Fitting
+from latentry.inputs import ImageInput, Images, Input, Latents
 from latentry.pictures import Edited, Pictures, Posterior, Reconstruction
+from latentry.places import told
 from latentry.v1 import vae_pb2 as pb
 
 T = TypeVar("T")
@@ -35,19 +37,26 @@ def encode(
     resize: Resize | None,
 ) -> Plan[Posterior]:
     """Encode any number of images."""
-    given, first = inputs.read_images(images), choices.index("first_index", first_index)
+    given, first = (
+        inputs.read_images(images, "images", model.fitting(resize)),
+        choices.index("first_index", first_index),
+    )
+    asked = choices.classes(classes)
+    if seed is None:
+        choices.unused_without_seed(first_index=(first, 0), temperature=(temperature, 1.0))
     answers: list[pb.EncodeResponse] = []
     for part in given.parts(model.info):
         request = pb.EncodeRequest(
             model=model.selector,
             resize=choices.one_of("resize", resize, choices.RESIZES),
-            classes=choices.classes(classes, len(given), part),
+            classes=asked.part(part, len(given)),
             seed=choices.seed(seed),
             first_index=0 if seed is None else first + part.start,
             temperature=None if seed is None else choices.number("temperature", temperature),
             **given.fields(part),
         )
-        answers.append((yield "Encode", request))
+        with told({"images": given}, part.start, asked.start(part)):
+            answers.append((yield "Encode", request))
     mean, logvar = replies.joined(answers, "mean"), replies.joined(answers, "logvar")
     draws = None if seed is None else replies.joined(answers, "latents")
     return Posterior(mean, logvar, draws, seed, replies.model_ref(answers), replies.provenance(answers))
@@ -55,16 +64,17 @@ def encode(
 
 def decode(model: Model, latents: npt.ArrayLike, *, classes: ClassInput | None, dtype: Dtype) -> Plan[Pictures]:
     """Decode any number of latents [N, Z]."""
-    given = inputs.read_latents(latents)
+    given, asked = inputs.read_latents(latents), choices.classes(classes)
     answers: list[pb.DecodeResponse] = []
     for part in given.parts(model.info):
         request = pb.DecodeRequest(
             model=model.selector,
             output=choices.output(dtype),
-            classes=choices.classes(classes, len(given), part),
+            classes=asked.part(part, len(given)),
             **given.fields(part),
         )
-        answers.append((yield "Decode", request))
+        with told({}, part.start, asked.start(part)):
+            answers.append((yield "Decode", request))
     return replies.pictures(answers, latents=given.items)
 
 
@@ -73,14 +83,18 @@ def sample(model: Model, ask: Samples) -> Plan[Pictures]:
     answers: list[pb.SampleResponse] = []
     most, seed = model.info.limits.max_items, ask.seed
     for at in range(0, max(ask.count, 1), most):
-        answers.append((yield "Sample", ask.request(model.selector, at, most, seed)))
+        request = ask.request(model.selector, at, most, seed)
+        with told({}, at, ask.classes.start(slice(at, None))):
+            answers.append((yield "Sample", request))
         seed = answers[0].seed
     return replies.pictures(answers, seed)
 
 
-def interpolate(request: pb.InterpolateRequest) -> Plan[Pictures]:
+def interpolate(model: Model, ask: Walk) -> Plan[Pictures]:
     """Walk from key frame to key frame."""
-    reply: pb.InterpolateResponse = yield "Interpolate", request
+    request, given = ask.request(model)
+    with told({"images": given}):
+        reply: pb.InterpolateResponse = yield "Interpolate", request
     return replies.pictures([reply])
 
 
@@ -96,7 +110,13 @@ def reconstruct(
     scores_only: bool,
 ) -> Plan[Reconstruction]:
     """Reconstruct any number of images."""
-    given, first = inputs.read_images(images), choices.index("first_index", first_index)
+    given, first = (
+        inputs.read_images(images, "images", model.fitting(resize)),
+        choices.index("first_index", first_index),
+    )
+    asked = choices.classes(classes)
+    if seed is None:
+        choices.unused_without_seed(first_index=(first, 0))
     answers: list[pb.ReconstructResponse] = []
     for part in given.parts(model.info):
         request = pb.ReconstructRequest(
@@ -105,11 +125,12 @@ def reconstruct(
             output=choices.output(dtype),
             seed=choices.seed(seed),
             first_index=0 if seed is None else first + part.start,
-            classes=choices.classes(classes, len(given), part),
+            classes=asked.part(part, len(given)),
             omit_images=scores_only,
             **given.fields(part),
         )
-        answers.append((yield "Reconstruct", request))
+        with told({"images": given}, part.start, asked.start(part)):
+            answers.append((yield "Reconstruct", request))
     shape = model.info.image_shape
     return Reconstruction(
         np.empty((0, shape.height, shape.width, shape.channels), dtype) if scores_only else replies.images(answers),
@@ -130,25 +151,29 @@ def edit(
     attributes: Mapping[str, float] | None,
     plus: Input | None,
     minus: Input | None,
-    amount: float,
+    amount: float | None,
     classes: ClassInput | None,
     resize: Resize | None,
     dtype: Dtype,
 ) -> Plan[Edited]:
     """Edit any number of images or latents, all in the same way."""
-    given, differences = inputs.read(base), _differences(plus, minus, amount)
+    fitting, asked = model.fitting(resize), choices.classes(classes)
+    given, examples = inputs.read(base, "base", fitting), _examples(plus, minus, amount, fitting)
+    differences, reserved = _differences(examples, amount), sum(each.size() for each in examples.values())
+    check_room("plus and minus", reserved, model.info)
     answers: list[pb.EditResponse] = []
-    for part in given.parts(model.info, sum(each.ByteSize() for each in differences)):
+    for part in given.parts(model.info, reserved):
         request = pb.EditRequest(
             model=model.selector,
             resize=choices.one_of("resize", resize, choices.RESIZES),
             attributes=choices.amounts(attributes),
             differences=differences,
             output=choices.output(dtype),
-            classes=choices.classes(classes, len(given), part),
+            classes=asked.part(part, len(given)),
             **given.fields(part),
         )
-        answers.append((yield "Edit", request))
+        with told({"images": given, **examples}, part.start, asked.start(part)):
+            answers.append((yield "Edit", request))
     made = replies.pictures(answers)
     applied = {each.name: each.amount for each in answers[0].attributes}
     return Edited(made.images, made.latents, None, made.model, made.provenance, applied)
@@ -170,26 +195,43 @@ def neighbours(
 ) -> Plan[Pictures]:
     """Look around one image or latent; an array of one dimension is a latent too."""
     one = base[None] if isinstance(base, np.ndarray) and base.ndim == 1 else base
+    given = inputs.read(one, "base", model.fitting(resize))
+    check_room("base", given.size(), model.info)
     request = pb.NeighboursRequest(
         model=model.selector,
         resize=choices.one_of("resize", resize, choices.RESIZES),
         seed=choices.seed(seed),
         output=choices.output(dtype),
-        classes=choices.classes(classes, 1),
+        classes=choices.classes(classes).one(),
         **_layout(grid, spacing, directions, walk, step),
-        **inputs.read(one).fields(slice(None)),
+        **given.fields(slice(None)),
     )
-    reply: pb.NeighboursResponse = yield "Neighbours", request
+    with told({"images": given}):
+        reply: pb.NeighboursResponse = yield "Neighbours", request
     return replies.pictures([reply], reply.seed)
 
 
-def _differences(plus: Input | None, minus: Input | None, amount: float) -> list[pb.Difference]:
+def _examples(
+    plus: Input | None, minus: Input | None, amount: float | None, fitting: Fitting
+) -> dict[str, Images | Latents]:
+    """Those of a difference, by the fields of a request that would hold them; none if no difference is asked for."""
     if plus is None and minus is None:
-        return []
+        if amount is not None:
+            raise ValueError(f"amount: got {amount} without plus and minus, whose difference it is of, wanted both")
+        return {}
     if plus is None or minus is None:
         raise ValueError(f"plus and minus: got {'minus' if plus is None else 'plus'} alone, wanted both or neither")
-    examples = inputs.read(plus).fields(slice(None), "plus_") | inputs.read(minus).fields(slice(None), "minus_")
-    return [pb.Difference(amount=choices.number("amount", amount), **examples)]
+    read = {"plus": inputs.read(plus, "plus", fitting), "minus": inputs.read(minus, "minus", fitting)}
+    return {f"{name}_{'images' if isinstance(each, Images) else 'latents'}": each for name, each in read.items()}
+
+
+def _differences(examples: Mapping[str, Images | Latents], amount: float | None) -> list[pb.Difference]:
+    if not examples:
+        return []
+    fields: dict[str, Any] = {}
+    for name, each in examples.items():
+        fields |= each.fields(slice(None), f"{name.partition('_')[0]}_")
+    return [pb.Difference(amount=choices.number("amount", amount), **fields)]
 
 
 def _layout(
@@ -201,15 +243,24 @@ def _layout(
 ) -> dict[str, Any]:
     if (grid is None) == (walk is None):
         raise ValueError(f"grid and walk: got {'neither' if grid is None else 'both'}, wanted one of them")
+    _check_layout(grid is not None, spacing, directions, step)
     if walk is not None:
         return {"walk": pb.NeighbourWalk(count=choices.count("walk", walk), step=choices.number("step", step))}
-    sides = tuple(grid or ())
+    sides = tuple(grid) if isinstance(grid, Sequence) else ()
     if len(sides) != 2:
         raise ValueError(f"grid: got {grid!r}, wanted (rows, columns)")
     rows, columns = (choices.count("grid", side) for side in sides)
-    plane = None if directions is None else inputs.read_latents(directions).fields(slice(None))["latents"]
+    plane = None if directions is None else inputs.read_latents(directions, "directions").fields(slice(None))["latents"]
     return {
         "grid": pb.NeighbourGrid(
             rows=rows, columns=columns, spacing=choices.number("spacing", spacing), directions=plane
         )
     }
+
+
+def _check_layout(grid: bool, spacing: float | None, directions: object, step: float | None) -> None:
+    others = {"step": step} if grid else {"spacing": spacing, "directions": directions}
+    for name, value in others.items():
+        if value is not None:
+            got, wanted = ("a grid", "a walk") if grid else ("a walk", "a grid")
+            raise ValueError(f"{name}: got it with {got}, wanted it with {wanted} only")

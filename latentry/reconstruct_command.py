@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from latentry import pixels
+from latentry import fitting, pixels
 from latentry.call import add_class, add_resize, add_server, classes_of, describe, run
 from latentry.client import Client
 from latentry.output import add_out, ending_of, notes, write_pictures
@@ -63,15 +62,10 @@ def _row(seen: Reconstruction, at: int, name: str) -> str:
 
 
 def _originals(files: list[Path], shape: tuple[int, ...], resize: str | None) -> Array:
-    """The images as the server read them."""
+    """The images as the server read them, of `shape` (height, width, channels)."""
     height, width, channels = shape
-    read = []
-    for file in files:
-        with Image.open(file) as opened:
-            image = pixels.plain(pixels.upright(opened), channels)
-        fit = pixels.stretch if resize == "stretch" else pixels.cover
-        read.append(pixels.to_array(fit(image, height, width)))
-    return np.stack(read)
+    read = (fitting.as_read(file.read_bytes(), (height, width, channels), resize) for file in files)
+    return np.stack([pixels.to_array(image) for image in read])
 
 
 def _pairs(above: Array, below: Array) -> Array:

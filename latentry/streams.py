@@ -10,8 +10,9 @@ import random
 from typing import TypeAlias
 
 from latentry import choices, replies
-from latentry.asks import Model, Samples
+from latentry.asks import Model, Samples, Walk
 from latentry.pictures import Pictures
+from latentry.places import in_words_of_caller
 from latentry.v1 import vae_pb2 as pb
 
 TRIES = 8  # without a part in between
@@ -85,15 +86,19 @@ class SampleStream:
         self._done += len(pictures.images)
         return pictures
 
+    def said(self, message: str) -> str:
+        """What a server says of what is still wanted, in the words of the whole."""
+        return in_words_of_caller(message, {}, self._done, self._ask.classes.start(slice(self._done, None)))
+
 
 class InterpolateStream:
     """The images of `stream_interpolate`."""
 
     rpc = "StreamInterpolate"
 
-    def __init__(self, request: pb.InterpolateRequest, chunk_items: int, first_frame: int) -> None:
+    def __init__(self, model: Model, ask: Walk, chunk_items: int, first_frame: int) -> None:
         self.tries = Tries()
-        self._interpolate = request
+        self._interpolate, self._given = ask.request(model)
         self._chunk_items = choices.count("chunk_items", chunk_items)
         self._next = choices.index("first_frame", first_frame)
         self._frames: int | None = None  # of the whole path, once the server has said it
@@ -114,6 +119,10 @@ class InterpolateStream:
         pictures = replies.pictures([reply.part])
         self._next = reply.first_frame + len(pictures.images)
         return pictures
+
+    def said(self, message: str) -> str:
+        """What a server says, in the words of the caller."""
+        return in_words_of_caller(message, {"images": self._given})
 
 
 Stream: TypeAlias = "SampleStream | InterpolateStream"

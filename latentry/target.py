@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from typing import Any, Literal
 
 import grpc
 
+from latentry import choices
 from latentry.plaintext import check_token
 from latentry.v1 import vae_pb2 as pb
 
@@ -34,11 +36,16 @@ RETRY = {
 }
 
 
+# What says nothing of the model that was asked: any other refusal may be of one that has changed.
+_UNHEARD = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+
+
 class LatentryError(Exception):
-    """A call that the server did not answer: `code` is the gRPC status, the message says what was wrong."""
+    """A call that the server did not answer: `code` is the gRPC status, `message` says what was wrong."""
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         self.code = code
+        self.message = message
         super().__init__(f"{code.name}: {message}")
 
 
@@ -68,10 +75,15 @@ class Target:
         """
         if version is not None and label is not None:
             raise ValueError(f"version and label: got {version} and {label!r}, wanted one of them")
+        if not target or not target.isprintable() or " " in target:
+            raise ValueError(f"target: got {target!r}, wanted host:port")
+        seconds = choices.number("timeout_s", timeout_s)
+        if seconds is None or not 0 < seconds < math.inf:
+            raise ValueError(f"timeout_s: got {timeout_s}, wanted seconds, more than 0")
         if token is not None:
             check_token(token, target, secure=bool(tls))
         self.target = target
-        self.timeout_s = timeout_s
+        self.timeout_s = seconds
         self._selector = pb.ModelSelector(name=model, version=version, label=label)
         self._metadata: list[tuple[str, str]] = [("latentry-priority", priority)] if priority != "interactive" else []
         self._metadata += [("authorization", f"Bearer {token}")] if token is not None else []
@@ -91,6 +103,13 @@ class Target:
                 ("grpc.per_rpc_retry_buffer_size", most),
             ]
         return options
+
+    def _refusal(self, code: grpc.StatusCode, message: str) -> LatentryError:
+        """The error of a call that failed. What was refused may have been asked of a model that is there no more:
+        `info` asks about it again."""
+        if code not in _UNHEARD:
+            self._info = None
+        return LatentryError(code, message)
 
     def _same_model(self, digest: str, reply: Any) -> str:
         """The digest of the model that answered; `digest` is that of the parts before, or empty.

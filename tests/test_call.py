@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,13 @@ from serving.server import Service
 def latentry(linear_service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The command, run in an empty folder against the linear model."""
     monkeypatch.chdir(tmp_path)
-    return lambda *argv: main([*argv, "--server", f"localhost:{linear_service.port}"])
+    server = ["--server", f"localhost:{linear_service.port}"]
+
+    def run(*argv: str) -> int:
+        return main([*argv, *server])
+
+    run.server = server  # type: ignore[attr-defined]
+    return run
 
 
 @pytest.fixture
@@ -33,6 +40,8 @@ def files(tmp_path: Path) -> list[str]:
     np.savez(tmp_path / "whole.npz", mean=np.zeros((2, 5)))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:-50])
     np.save(tmp_path / "words.npy", np.array([["a"]]))
+    (tmp_path / "broken.png").write_bytes(b"png")
+    (tmp_path / "folder.png").mkdir()
     return [f"in{i}.png" for i in range(3)]
 
 
@@ -48,9 +57,12 @@ def test_encode_then_decode(latentry: Any, files: list[str]) -> None:
     with np.load("latents.npz") as arrays:
         assert {name: arrays[name].shape for name in arrays} == dict.fromkeys(("mean", "logvar", "latents"), (3, 5))
         np.save("some.npy", arrays["mean"][:2])
+        np.save("one.npy", arrays["mean"][0])
     assert latentry("decode", "latents.npz", "--out", "all.npz") == 0
     with np.load("all.npz") as arrays:
         assert arrays["images"].shape == (3, 12, 10, 1)
+    assert latentry("decode", "one.npy", "--out", "ONE.PNG") == 0
+    assert Path("ONE.PNG").read_bytes().startswith(b"\x89PNG")
     assert latentry("decode", "some.npy") == 0
     with Image.open("decoded.png") as grid:
         assert grid.width > 2 * 10
@@ -129,18 +141,24 @@ def test_neighbours_are_a_grid_or_a_walk(latentry: Any, files: list[str], capsys
         np.testing.assert_allclose(np.linalg.norm(np.diff(arrays["latents"], axis=0), axis=1), 1, rtol=1e-4)
 
 
-def test_classes_are_given_by_name_or_by_number(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_are_given_by_name_or_by_number(
+    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = conditional_model.write(tmp_path, 3)
     monkeypatch.chdir(tmp_path)
     path = model.linear.folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "labels": ["boot", "2", "bag"]}))
     server = f"localhost:{serve(tmp_path).port}"
-    for given, classes in {("bag",): [2, 2], ("2",): [1, 1], ("0",): [0, 0], ("bag", "boot"): [2, 0]}.items():
+    for given, classes in {("bag",): [2, 2], ("2",): [1, 1], ("0",): [0, 0], ("bag", "0"): [2, 0]}.items():
         flags = [word for one in given for word in ("--class", one)]
         assert main(["sample", "--count", "2", "--seed", "1", "--out", "x.npz", "--server", server, *flags]) == 0
         with np.load("x.npz") as arrays:
             expected = model.decode(arrays["latents"], np.array(classes)) * 255
             assert np.abs(arrays["images"] - expected).max() <= 0.51
+    for wrong in ("-1", "3.0", "3", "hat"):
+        capsys.readouterr()
+        assert main(["sample", "--class", wrong, "--server", server]) == 1
+        assert f"--class: got {wrong}, wanted one of boot, 2, bag, or 0 to 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -217,7 +235,7 @@ def test_the_help_shows_how_it_is_typed(command: str, capsys: pytest.CaptureFixt
         (["encode", "in0.png", "--out", "-"], "wanted a name that ends in .npz"),
         (["sample", "--truncation", "0"], "truncation: got 0"),
         (["sample", "--class", "3"], "wanted none: linear is not conditional"),
-        (["edit"], "images: got none, wanted one or more, or --list"),
+        (["edit"], "images: got none, wanted one or more, before --plus and --minus, or --list"),
         (["edit", "in0.png", "--attribute", "hat"], "--attribute: got hat, wanted NAME=AMOUNT such as eyeglasses=1"),
         (["edit", "in0.png", "--attribute", "a=1", "--attribute", "a=2"], "--attribute: got a twice, wanted each once"),
         (["edit", "in0.png", "--attribute", "hat=1"], "got 'hat'"),
@@ -237,8 +255,18 @@ def test_the_help_shows_how_it_is_typed(command: str, capsys: pytest.CaptureFixt
         (["decode", "cut.npz"], "cut.npz: got no whole .npz or .npy file"),
         (["decode", "words.npy"], "words.npy: got latents of type <U1, wanted numbers"),
         (["sample", "--model", "other"], "wanted one of linear version 1"),
-        (["sample", "--seed", "-1"], "seed: got -1, wanted 0 to 2^64 - 1"),
+        (["sample", "--seed", "-1"], "seed: got -1, wanted a whole number, 0 to 2^64 - 1"),
         (["sample", "--out", "no/such/folder.png"], "no/such"),
+        (["sample", "--out", "folder.png"], "--out: got folder.png, which is a folder, wanted a file's name"),
+        (["sample", "--server", ""], "target: got '', wanted host:port"),
+        (["sample", "--truncation-mode", "clamp"], "truncation_mode: got 'clamp' without truncation, wanted both"),
+        (["edit", "in0.png"], "edit: got nothing to do, wanted --attribute, or --plus and --minus"),
+        (["edit", "in0.png", "--attribute", "a=1", "--amount", "2"], "amount: got 2.0 without plus and minus"),
+        (["edit", "--list", "in0.png"], "--list: got it with something to edit, wanted one or the other"),
+        (["neighbours", "in0.png", "--walk", "5", "--spacing", "2"], "spacing: got it with a walk, wanted it with a"),
+        (["neighbours", "in0.png", "--grid", "3x3", "--step", "2"], "step: got it with a grid, wanted it with a walk"),
+        (["interpolate", "in0.png", "in1.png", "--frame-ms", "50"], "--frame-ms: got 50 for .png, wanted it for .gif"),
+        (["encode", "in0.png", "broken.png", "in1.png"], "images[1] (broken.png): got 3 bytes that cannot be read"),
     ],
 )
 @pytest.mark.usefixtures("files")
@@ -246,7 +274,7 @@ def test_what_cannot_be_done_is_one_line_and_leaves_no_file(
     latentry: Any, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
 ) -> None:
     before = sorted(Path().iterdir())
-    assert latentry(*argv) == 1
+    assert main([*argv, *([] if "--server" in argv else latentry.server)]) == 1
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
@@ -265,3 +293,48 @@ def test_an_unknown_command_names_those_there_are(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit, match="2"):
         main(["smaple"])
     assert "interpolate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["neighbours", "a.png", "b.png"], "b.png: got one argument too many"),
+        (["models", "--model", "fashion"], "--model: no such flag"),
+        (["models", "--timeout-s", "0"], "got 0, wanted seconds, more than 0"),
+        (["models", "--timeout-s", "nan"], "got nan, wanted seconds, more than 0"),
+    ],
+)
+def test_flags_that_make_no_sense_are_told(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(argv)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "said"),
+    [
+        (["models"], 0, ""),
+        (["edit", "--list"], 0, ""),
+        (["sample", "--count", "2", "--out", "there.png"], 0, ""),
+        (["sample", "--count", "2", "--out", "-"], 1, "latentry: --out: got - and no standard output, wanted a pipe"),
+    ],
+)
+def test_without_a_standard_output_there_is_no_traceback(
+    linear_service: Service, tmp_path: Path, argv: list[str], status: int, said: str
+) -> None:
+    command = [sys.executable, "-m", "latentry", *argv, "--server", f"localhost:{linear_service.port}"]
+    shell = ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *command]
+    done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == bool(said)
+    assert (tmp_path / "there.png").exists() == ("there.png" in argv)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_standard_output_is_told(linear_service: Service) -> None:
+    command = [sys.executable, "-m", "latentry", "models", "--server", f"localhost:{linear_service.port}"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1
+    assert re.fullmatch(r"latentry: .*No space left on device\n", done.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import io
 import json
 import re
 import threading
@@ -24,6 +25,8 @@ from proxies import no_use_of_a_proxy
 
 import latentry
 from latentry import AsyncClient, Client, LatentryError
+from latentry.v1 import vae_pb2 as pb
+from serving.api.codec import read_images
 from serving.server import Service
 
 Images = np.ndarray[Any, np.dtype[np.uint8]]
@@ -134,6 +137,108 @@ def test_another_model_after_a_restart_is_noticed(tmp_path: Path, free_port: int
             assert client.info().latent_dim == 7
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_refusal_is_reason_to_ask_about_the_model_again(kind: type, tmp_path: Path, free_port: int) -> None:
+    import linear_model
+
+    linear_model.write(tmp_path / "a", z=5)
+    linear_model.write(tmp_path / "b", z=7, version=2)
+    client = kind(f"localhost:{free_port}")
+    loop = asyncio.new_event_loop()
+
+    def call(name: str, *args: Any) -> Any:
+        made = getattr(client, name)(*args)
+        return loop.run_until_complete(made) if inspect.isawaitable(made) else made
+
+    with running_service(settings_for(tmp_path / "a", port=free_port)):
+        assert call("info").latent_dim == 5
+    with running_service(settings_for(tmp_path / "b", port=free_port)):
+        with pytest.raises(LatentryError, match="latents"):
+            call("decode", np.zeros((1, 5)))
+        assert call("decode", np.zeros((1, call("info").latent_dim))).model.version == 2
+        call("close")
+    loop.close()
+
+
+def test_an_error_points_to_what_the_caller_gave(serve: Any, linear_repository: Path, tmp_path: Path) -> None:
+    for at in range(8):
+        Image.fromarray(np.full((12, 10), at, np.uint8)).save(tmp_path / f"{at}.png")
+    files: list[Path | bytes] = [tmp_path / f"{at}.png" for at in range(8)]
+    (tmp_path / "6.png").write_bytes(b"broken")
+    with Client(f"localhost:{serve(linear_repository, max_request_items=4).port}") as small:
+        with pytest.raises(LatentryError) as caught:
+            small.encode(files)
+        assert caught.value.message.startswith(f"images[6] ({tmp_path / '6.png'}): got 6 bytes that cannot be read")
+        assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+        wide = io.BytesIO()
+        Image.new("L", (28, 20)).save(wide, "PNG")
+        odd = [*files[:5], wide.getvalue(), files[5], wide.getvalue()]
+        with pytest.raises(LatentryError, match=r"images\[5\]: got 20x28 \(also \[7\] 20x28\), wanted 12x10"):
+            small.reconstruct(odd)
+        with pytest.raises(LatentryError, match=r"minus\[1\] \(.*6\.png\): got 6 bytes"):
+            small.edit(files[:1], plus=files[:2], minus=files[5:7])
+        with pytest.raises(LatentryError, match=r"images\[2\] \(.*6\.png\): got 6 bytes"):
+            list(small.stream_interpolate(files[4:7]))
+        with pytest.raises(LatentryError, match=r"got nan at \[5, 1\]"):
+            small.decode(np.where(np.arange(40).reshape(8, 5) == 26, np.nan, 0))
+
+
+def photographs(folder: Path) -> list[Path]:
+    """Three of noise, which no format makes small: an upright JPEG, one that lies, and a PNG with an alpha channel."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2600, 3400, 4), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels[..., :3]).save(folder / "a.jpg", quality=96)
+    Image.fromarray(pixels[..., 2::-1]).save(folder / "b.jpg", quality=96, exif=exif)
+    Image.fromarray(pixels[:1500, :1000]).save(folder / "c.png", compress_level=1)
+    return [folder / "a.jpg", folder / "b.jpg", folder / "c.png"]
+
+
+@pytest.mark.parametrize("resize", ["crop", "stretch"])
+def test_large_photographs_are_fitted_to_the_same_pixels_as_by_a_server(
+    client: Client, linear: LinearModel, tmp_path: Path, resize: Any
+) -> None:
+    files = photographs(tmp_path)
+    assert sum(file.stat().st_size for file in files[:2]) > client.info().limits.max_message_bytes
+    fits = {"crop": pb.RESIZE_CROP, "stretch": pb.RESIZE_STRETCH}
+    read = [
+        read_images(pb.Images(encoded=pb.EncodedImages(images=[file.read_bytes()])), (12, 10, 1), 1, fits[resize])
+        for file in files
+    ]
+    expected, _ = linear.encode(np.concatenate(read))
+    np.testing.assert_allclose(client.encode(files, resize=resize).mean, expected, atol=1e-5)
+    keys = client.interpolate(files, resize=resize, steps=2).latents
+    np.testing.assert_allclose(keys, expected, atol=1e-5)
+    a, b, c = expected
+    edited = client.edit(files[0], plus=files[1], minus=[files[2], files[2]], resize=resize).latents
+    np.testing.assert_allclose(edited, [a + b - c], atol=1e-5)
+
+
+def test_what_is_too_large_for_a_call_says_so(client: Client, tmp_path: Path) -> None:
+    files = photographs(tmp_path)[:2]
+    for call, name in {
+        lambda: client.interpolate(files): "key_frames",
+        lambda: client.edit(files[1], plus=files, minus=files): "plus and minus",
+    }.items():
+        with pytest.raises(ValueError, match=rf"{name}: got \d+ bytes, wanted at most \d+ in one call: a `resize`"):
+            call()  # type: ignore[no-untyped-call]
+
+
+def test_images_that_were_fitted_for_another_model_are_not_resized_twice(tmp_path: Path, free_port: int) -> None:
+    import linear_model
+
+    linear_model.write(tmp_path / "a")
+    linear_model.write(tmp_path / "b", version=2, shape=(24, 20, 1))
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300), np.uint8))
+    with Client(f"localhost:{free_port}") as client:
+        with running_service(settings_for(tmp_path / "a", port=free_port)):
+            client.info()
+        with running_service(settings_for(tmp_path / "b", port=free_port)):
+            with pytest.raises(LatentryError, match="changed its model"):
+                client.encode(photo, resize="crop")
+            assert client.encode(photo, resize="crop").model.version == 2
+
+
 def test_every_result_says_how_it_was_made(client: Client, images: Images) -> None:
     info, latents = client.info(), client.encode(images).mean
     results = [
@@ -235,6 +340,10 @@ def test_a_conditional_model_is_told_the_class_of_each_item(serve: Any, tmp_path
         np.testing.assert_allclose(walk.images, model.decode(walk.latents, np.full(4, 2)), atol=1e-5)
         np.testing.assert_allclose(client.reconstruct(images, classes=list(each)).latents, mean, atol=1e-5)
         np.testing.assert_allclose(client.edit(images, classes=list(each)).latents, mean, atol=1e-5)
+        generated = client.sample(6, seed=1, classes=(k for k in each), dtype="float32")
+        np.testing.assert_allclose(generated.images, mixed.images, atol=1e-6)
+        with pytest.raises(LatentryError, match=r"classes\[5\]: got 7, wanted 0 to 3"):
+            client.encode(images, classes=[0, 1, 2, 3, 0, 7])
         with pytest.raises(ValueError, match="classes: got 2, wanted one for all or 6"):
             client.encode(images, classes=[0, 1])
         with pytest.raises(ValueError, match=r"classes: got \[0, 'a'\], wanted all names or all numbers"):
@@ -313,6 +422,37 @@ def test_the_async_client_makes_the_same_calls(linear_service: Service, client: 
     asyncio.run(calls())
 
 
+def test_closing_an_async_client_cancels_no_task(linear_service: Service) -> None:
+    async def reading(client: AsyncClient) -> None:
+        async for _ in client.stream_sample(500_000, seed=1):
+            pass
+
+    async def calls() -> None:
+        client = AsyncClient(f"localhost:{linear_service.port}")
+        await client.info()
+        waiting = [asyncio.create_task(reading(client)), asyncio.create_task(client.sample(500_000))]
+        await asyncio.sleep(0.2)
+        await client.close()
+        for task in waiting:
+            with pytest.raises(LatentryError, match="CANCELLED"):
+                await task
+        cancelled = asyncio.create_task(client.sample(500_000))
+        await asyncio.sleep(0.1)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        await client.close()
+
+    asyncio.run(calls())
+
+
+def test_an_async_client_connects_again_under_another_event_loop(linear_service: Service) -> None:
+    client = AsyncClient(f"localhost:{linear_service.port}")
+    for _ in range(2):
+        assert asyncio.run(client.sample(2)).images.shape == (2, 12, 10, 1)
+    asyncio.run(client.close())
+
+
 def test_errors_carry_the_status_and_what_was_wrong(client: Client, linear_service: Service) -> None:
     with pytest.raises(LatentryError, match=r"latents\.shape: got \[2, 6\], wanted \[N, 5\]") as caught:
         client.decode(np.zeros((2, 6)))
@@ -328,10 +468,10 @@ def test_errors_carry_the_status_and_what_was_wrong(client: Client, linear_servi
     with pytest.raises(ValueError, match="wanted"):
         client.encode(np.zeros((3, 3)))
     for call, message in {
-        lambda: client.sample(1.5): "count: got 1.5, wanted a number below 2^31",
-        lambda: client.sample(2**31): "count: got 2147483648, wanted a number below 2^31",
-        lambda: client.sample(1, seed=float("nan")): "seed: got nan, wanted 0 to 2^64 - 1",
-        lambda: client.sample(1, seed=2**64): "seed: got 18446744073709551616, wanted 0 to 2^64 - 1",
+        lambda: client.sample(1.5): "count: got 1.5, wanted a whole number below 2^31",
+        lambda: client.sample(2**31): "count: got 2147483648, wanted a whole number below 2^31",
+        lambda: client.sample(1, seed=float("nan")): "seed: got nan, wanted a whole number, 0 to 2^64 - 1",
+        lambda: client.sample(1, seed=2**64): "seed: got 18446744073709551616, wanted a whole number, 0 to 2^64 - 1",
         lambda: client.sample(1, temperature="hot"): "temperature: got 'hot', wanted a number",
         lambda: client.sample(1, truncation_mode="cut"): "truncation_mode: got 'cut', wanted one of 'resample'",
         lambda: client.sample(1, prior="mine"): "prior: got 'mine', wanted one of None, 'standard', 'fitted'",
@@ -341,11 +481,22 @@ def test_errors_carry_the_status_and_what_was_wrong(client: Client, linear_servi
         lambda: client.neighbours(np.eye(5)[0]): "grid and walk: got neither, wanted one of them",
         lambda: client.neighbours(np.eye(5)[0], grid=(1, 1), walk=1): "grid and walk: got both, wanted one of them",
         lambda: client.neighbours(np.eye(5)[0], grid=(1, 2, 3)): "grid: got (1, 2, 3), wanted (rows, columns)",
+        lambda: client.neighbours(np.eye(5)[0], grid=3): "grid: got 3, wanted (rows, columns)",
+        lambda: client.neighbours(np.eye(5)[0], walk=3, directions=np.eye(5)[:2]): "directions: got it with a walk",
+        lambda: client.neighbours(None, walk=3): "base: got a NoneType, wanted images as an array",
+        lambda: client.encode([1, 2]): "images[0]: got a int, wanted a Pillow image, a path or bytes",
+        lambda: client.encode(np.zeros((1, 12, 10), np.uint16)): "images: got an array of uint16, wanted uint8, or",
+        lambda: client.interpolate(np.eye(5) * 1j): "key_frames: got numbers of type complex128, wanted real ones",
+        lambda: client.interpolate([[1, 2], [3]]): "key_frames: got rows of several lengths, wanted [N, Z]",
+        lambda: client.sample(2, classes={0, 1}): "classes: got a set, wanted a name or a number, or a list",
+        lambda: client.encode(np.zeros((1, 12, 10), np.uint8), temperature=0.5): "temperature: got 0.5 without a seed",
+        lambda: client.reconstruct(np.zeros((1, 12, 10), np.uint8), first_index=3): "first_index: got 3 without a seed",
+        lambda: client.sample(2, classes=1.0): "classes: got 1.0, wanted a name or a number, or a list",
+        lambda: Client(timeout_s=0): "timeout_s: got 0, wanted seconds, more than 0",
+        lambda: Client(timeout_s="x"): "timeout_s: got 'x', wanted a number",  # type: ignore[arg-type]
     }.items():
         with pytest.raises(ValueError, match=re.escape(message)):
             call()  # type: ignore[no-untyped-call]
-    with pytest.raises(TypeError, match="got a int"):
-        client.encode([1, 2])  # type: ignore[list-item]
     with pytest.raises(FileNotFoundError):
         client.encode(Path("nowhere.png"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import json
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import conditional_model
 import pytest
@@ -19,8 +21,11 @@ from PIL import Image
 
 from latentry import Client
 from latentry.cli import main
+from training import config_file
+from training.train_command import add_train_arguments
 
 PAGE = (ROOT / "docs" / "client.md").read_text()
+BEFORE = ("train", "export", "serve")  # what makes the conditional model and takes minutes
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.S | re.M)
 
 
@@ -62,7 +67,8 @@ def test_the_page_runs_from_top_to_bottom(
                 assert Path(name).exists(), name
         else:
             for line in block.splitlines():
-                run(line, server, capfdbinary)
+                if line.split()[1] not in BEFORE:
+                    run(line, server, capfdbinary)
     client = names["client"]
     assert isinstance(client, Client)
     client.close()
@@ -70,6 +76,19 @@ def test_the_page_runs_from_top_to_bottom(
         if file.suffix != ".npz":
             with Image.open(file) as picture:
                 assert (getattr(picture, "n_frames", 1) > 1) == (file.suffix in (".gif", ".webp"))
+
+
+def test_the_page_makes_a_conditional_model_that_has_the_names_it_uses() -> None:
+    lines = re.findall(rf"^latentry (?:{'|'.join(BEFORE)}) .*$", PAGE, re.M)
+    train, export, serve = (shlex.split(line)[2:] for line in lines)
+    parser = argparse.ArgumentParser()
+    add_train_arguments(parser)
+    args = parser.parse_args(train)
+    labels = config_file.read_preset(args.preset).data.labels
+    assert args.conditional
+    assert {*re.findall(r'classes="([^"]+)"', PAGE), *re.findall(r"--class (\w+)", PAGE)} == {"Sneaker"} <= set(labels)
+    assert Path(export[0]) == Path(args.out)
+    assert Path(export[-1]) == Path(serve[-1]) / "conditional" / "1"
 
 
 def test_the_page_shows_every_call_and_every_command() -> None:
@@ -93,3 +112,24 @@ def test_the_examples_run(server: str, tmp_path: Path, example: Path) -> None:
     if flags:
         drawn = {file.name for file in tmp_path.iterdir()}
         assert {"decode.png", "sample.png", "walk.gif", "reconstruct.png", "edit.png", "neighbours.png"} <= drawn
+
+
+@pytest.mark.parametrize(
+    ("example", "argv", "said"),
+    [
+        ("every_call", ["a.png", "b.png"], "images: got 2, wanted three or more, or none"),
+        ("first_image", ["--count", "0"], "--count: got 0, wanted 1 or more"),
+        ("every_call", [], "every_call: INVALID_ARGUMENT: classes: got none, wanted one"),
+        ("first_image", [], "first_image: INVALID_ARGUMENT: classes: got none, wanted one"),
+    ],
+)
+def test_the_examples_say_in_a_line_what_is_wrong(
+    serve: Any, tmp_path: Path, example: str, argv: list[str], said: str
+) -> None:
+    conditional_model.write(tmp_path / "models", 2)
+    server = f"localhost:{serve(tmp_path / 'models').port}"
+    command = [sys.executable, str(ROOT / "examples" / "python" / f"{example}.py"), "--server", server, *argv]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,17 @@ def test_what_cannot_be_drawn_says_so_and_leaves_no_file(pictures: Pictures, tmp
         pictures.save(tmp_path / "walk.gif", frame_ms=1)
     with pytest.raises(ValueError, match="kind: got 'avi', wanted one of 'gif', 'webp'"):
         pictures.animation("avi")  # type: ignore[arg-type]
+    for wrong, message in {
+        ("grid.png", "scale", 0): "scale: got 0, wanted 1 or more",
+        ("walk.gif", "scale", -1): "scale: got -1, wanted 1 or more",
+        ("grid.png", "columns", 0): "columns: got 0, wanted 1 or more",
+        ("grid.png", "frame_ms", 40): "frame_ms: got 40 for .png, wanted it for .gif and .webp only",
+        ("walk.gif", "columns", 3): "columns: got 3 for .gif, wanted it for .png only",
+        ("arrays.npz", "scale", 2): "scale: got 2 for .npz, wanted it for pictures only",
+    }.items():
+        name, option, value = wrong
+        with pytest.raises(ValueError, match=re.escape(message)):
+            pictures.save(tmp_path / name, **{option: value})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="images: got none"):
         grid(pictures.images[:0])
     with pytest.raises(FileNotFoundError):

@@ -1,11 +1,12 @@
 """Every call of a Latentry server, and a picture of what it answers.
 
-latentry serve                                              # in one terminal
+latentry serve                                              # in one terminal; a model without classes
 python examples/python/every_call.py --out pictures         # in another: of new images
 python examples/python/every_call.py --out pictures a.jpg b.jpg c.jpg    # or of your own, three or more
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from PIL import Image
@@ -19,9 +20,14 @@ def main() -> None:
     parser.add_argument("--server", default="localhost:50051")
     parser.add_argument("--out", type=Path, default=Path("pictures"))
     args = parser.parse_args()
+    if args.images and len(args.images) < 3:
+        parser.error(f"images: got {len(args.images)}, wanted three or more, or none")
     args.out.mkdir(parents=True, exist_ok=True)
-    with latentry.Client(args.server) as client:
-        draw(client, list(args.images) or client.sample(3, seed=7).pillow(), args.out)
+    try:
+        with latentry.Client(args.server) as client:
+            draw(client, list(args.images) or client.sample(3, seed=7).pillow(), args.out)
+    except (latentry.LatentryError, OSError) as error:
+        sys.exit(f"every_call: {error}")
 
 
 def draw(client: latentry.Client, images: list[Path] | list[Image.Image], out: Path) -> None:

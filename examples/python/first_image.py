@@ -1,11 +1,12 @@
 """Many images over asyncio: how soon the first is there, and how soon all are.
 
-latentry serve                                              # in one terminal
+latentry serve                                              # in one terminal; a model without classes
 python examples/python/first_image.py --count 500           # in another
 """
 
 import argparse
 import asyncio
+import sys
 import time
 
 import latentry
@@ -27,4 +28,9 @@ if __name__ == "__main__":
     parser.add_argument("--server", default="localhost:50051")
     parser.add_argument("--count", type=int, default=500)
     args = parser.parse_args()
-    asyncio.run(main(args.server, args.count))
+    if args.count < 1:
+        parser.error(f"--count: got {args.count}, wanted 1 or more")
+    try:
+        asyncio.run(main(args.server, args.count))
+    except latentry.LatentryError as error:
+        sys.exit(f"first_image: {error}")
