@@ -116,7 +116,7 @@ def test_a_precision_that_there_is_not_is_refused_with_what_there_is() -> None:
 def test_what_is_loaded_says_its_precision_in_the_log_and_in_the_list(
     serve: Any, model: LinearModel, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="serving")
     service = serve(repository(model), precision="int8")
     assert "loaded linear version 1: 12x10x1, 5 latents, in int8" in caplog.text
     assert main(["models", "--server", f"localhost:{service.port}"]) == 0
