@@ -274,7 +274,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         try:
             await asyncio.wait_for(context.write(reply), patience_s)
         except asyncio.TimeoutError as error:
-            context.add_done_callback(lambda _: self._forget(peer, len(reply)))
+            if context.done():
+                self._forget(peer, len(reply))
+            else:
+                context.add_done_callback(lambda _: self._forget(peer, len(reply)))
             raise NotRead(patience_s or 0.0) from error
         except Exception as gone:
             self._forget(peer, len(reply))
