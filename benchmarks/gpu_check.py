@@ -28,8 +28,9 @@ from benchmarks import torch_weights
 from latentry import manifest
 from latentry.manifest import FP32, ModelFolder, embedded_models
 from serving import devices, engine, labelled, processors, repository
+from serving.bad_graph import BadGraph, NoKernel
 from serving.devices import Device
-from serving.engine import BadGraph, Graph, NoKernel
+from serving.engine import Graph
 from serving.errors import StartError
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -15,6 +15,7 @@ from typing import Any
 from latentry import manifest
 from latentry.manifest import ManifestError
 from serving import devices, doctor_machine, engine, identities, precisions, processors, repository, tls
+from serving.bad_graph import BadGraph
 from serving.doctor_machine import pip_line, version_of
 from serving.errors import ConfigError, NoDevice, NoModel
 from serving.findings import Finding, ok, problem, warning
@@ -120,7 +121,7 @@ def _model(folder: Path, wanted: str, provider: str) -> tuple[Finding, int]:
     try:
         whole = manifest.read(folder)
         precision = precisions.choose(wanted, provider, whole.manifest)
-    except (ManifestError, engine.BadGraph) as error:
+    except (ManifestError, BadGraph) as error:
         return problem("models", str(error)), 0
     size = len(whole.graph("encoder", precision)) + len(whole.graph("decoder", precision))
     about = whole.manifest

@@ -25,14 +25,12 @@ import onnxruntime as ort
 
 from latentry.manifest import DENSITY_FILE, FP32, Manifest, ModelFolder, graph_file
 from latentry.onnx_runtime import said
-from latentry.printable import plain
-from serving import devices, labelled
+from serving import devices, labelled, ports
+from serving.bad_graph import BadGraph, NoKernel
 from serving.devices import Device
-from serving.likelihoods import PARAMETERS_PER_CHANNEL
 from serving.pinned import pin
 
 Array = npt.NDArray[Any]
-_Ports = Mapping[str, tuple[type[np.generic], tuple[int, ...]]]  # of a graph, by name: type and shape of one item
 
 _DTYPES: Mapping[str, type[np.generic]] = {
     "tensor(uint8)": np.uint8,
@@ -41,31 +39,14 @@ _DTYPES: Mapping[str, type[np.generic]] = {
 }
 
 
-_LABELS = "labels"  # an input of a conditional model's graphs: the class of each row
-_PARAMETERS = "parameters"  # an output of some decoders: what the manifest does not tell the shape of
-_PRECISION = "latentry.precision"  # in a graph's metadata; one that does not say is fp32
 # How far a row may differ between batch sizes, for which devices choose other kernels, which sum in another order:
 # a share of 1 + the largest value. fp32: TF32 convolutions keep 10 bits. fp16 keeps 10 bits too, but of all that lies
 # between the layers as well, and bf16 keeps 7. int8: however little a value moves, it may move over the edge between
 # two of its 256 steps, and what follows with it. With noise of 2^-11 after each layer the shipped models quantised to
 # int8 differed by 0.08, with noise of 2^-20 by 0.05; rows that read each other differ by several times as much.
 _ROUNDING = {FP32: 5e-3, "fp16": 1e-2, "bf16": 4e-2, "int8": 0.1}
-_LONGEST, _LONGEST_NAME = 4000, 200  # characters of a message, and of what a graph says that it repeats
 _REPEATED = 7  # rows that are run twice
 _EXPORT_AGAIN = "export it again, with opset_version=18, or install a newer onnxruntime"
-
-
-class BadGraph(ValueError):
-    """A graph that cannot be loaded, or is not what its manifest says; the message is one line, fit for a log whatever
-    names the graph has."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(plain(message, _LONGEST))
-
-
-class NoKernel(BadGraph):
-    """A graph that is sound, but has an operator that the device cannot run on this type: a Conv of bf16 numbers
-    on a CPU, say (our own bf16 graphs hold bf16 weights, and compute in float32)."""
 
 
 def why_not(device: Device) -> str | None:
@@ -165,7 +146,7 @@ class Graph:
         self.metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
         self.inputs = {i.name: (_DTYPES.get(i.type), tuple(i.shape)) for i in session.get_inputs()}
         self.outputs = {o.name: (_DTYPES.get(o.type), tuple(o.shape)) for o in session.get_outputs()}
-        self._input = next((name for name in self.inputs if name != _LABELS), "")
+        self._input = next((name for name in self.inputs if name != ports.LABELS), "")
 
     def bucket(self, rows: int) -> int:
         """The batch size that `rows` rows run as."""
@@ -186,7 +167,7 @@ class Graph:
     def feeds(self, rows: Array) -> dict[str, Array]:
         """What each input is given for these rows."""
         items, classes = labelled.split(rows)
-        return {self._input: items} if classes is None else {self._input: items, _LABELS: classes}
+        return {self._input: items} if classes is None else {self._input: items, ports.LABELS: classes}
 
     def warm_up_sizes(self, max_batch: int) -> Sequence[int]:
         """The batch sizes to run once before callers wait for it: each bucket, or one and the largest."""
@@ -354,69 +335,15 @@ def load_graph(
     """
     file = graph_file(kind, precision)
     here = FP32 if file == graph_file(kind) else precision
-    inputs, outputs = _wanted(folder.manifest, kind)
+    inputs, _ = ports.wanted(folder.manifest, kind)
     try:
         profile = {name: item for name, (_, item) in inputs.items()}
-        classes = folder.manifest.classes if _LABELS in inputs else 0
+        classes = folder.manifest.classes if ports.LABELS in inputs else 0
         graph = Graph(folder.graphs[file], device, profile, buckets, here, classes)
-        _compare("input", graph.inputs, inputs)
-        offered = dict(graph.outputs)
-        if kind == "decoder" and _PARAMETERS in offered:
-            _check_parameters(folder.manifest, *offered.pop(_PARAMETERS))
-        _compare("output", offered, outputs)
-        metadata = {_PRECISION: FP32, **graph.metadata}
-        for key, value in {_PRECISION: FP32, **folder.manifest.graph_metadata(kind, here)}.items():
-            if metadata.get(key) != value:
-                got = plain(str(metadata.get(key)), _LONGEST_NAME)
-                raise BadGraph(f"metadata {key}: got {got}, the manifest says {value}")
+        ports.check(folder.manifest, kind, here, graph.inputs, graph.outputs, graph.metadata)
     except BadGraph as error:
         raise type(error)(f"{folder.path / file}: {error}") from error
     return graph
-
-
-def _wanted(about: Manifest, kind: str) -> tuple[_Ports, _Ports]:
-    """The inputs and the outputs that the manifest says the graph has, `parameters` aside."""
-    height, width, channels = about.image_shape
-    images, latents = (np.uint8, (height, width, channels)), (np.float32, (about.latent_dim,))
-    labels: _Ports = {_LABELS: (np.int64, ())} if about.classes else {}
-    noise = (np.float32, (0 if about.prior is None else about.prior.noise_dim,))
-    ports: Mapping[str, tuple[_Ports, _Ports]] = {
-        "encoder": ({"images": images, **labels}, {"mean": latents, "logvar": latents}),
-        "decoder": ({"latents": latents, **labels}, {"images": images, "mean": (np.float32, images[1])}),
-        "prior": ({"noise": noise}, {"latents": latents}),
-        "density": ({"latents": latents}, {"log_prob": (np.float32, ())}),
-    }
-    return ports[kind]
-
-
-def _compare(side: str, got: Mapping[str, Any], wanted: _Ports) -> None:
-    if set(got) != set(wanted):
-        there = plain(", ".join(got) or "none", _LONGEST_NAME)
-        raise BadGraph(f"{side}s: got {there}, wanted {', '.join(wanted)}")
-    for name, (dtype, item) in wanted.items():
-        got_dtype, got_shape = got[name]
-        if got_dtype is not dtype:
-            raise BadGraph(f"{side} {name}: got {np.dtype(got_dtype) if got_dtype else 'another type'}, "
-                           f"wanted {np.dtype(dtype)}")  # fmt: skip
-        if not got_shape or isinstance(got_shape[0], int):
-            raise BadGraph(f"{side} {name}: got shape {list(got_shape)}, wanted a free batch dimension first")
-        if tuple(got_shape[1:]) != item:
-            raise BadGraph(f"{side} {name}: got items of {list(got_shape[1:])}, the manifest says {list(item)}")
-
-
-def _check_parameters(about: Manifest, dtype: type[np.generic] | None, shape: tuple[Any, ...]) -> None:
-    """Raises `BadGraph` unless the decoder gives so many numbers for each value of a pixel."""
-    height, width, channels = about.image_shape
-    free, *item = shape or (1,)
-    numbers = item[2] if len(item) == 3 and isinstance(item[2], int) else 0
-    known = PARAMETERS_PER_CHANNEL.get(about.likelihood.name)
-    right = numbers % channels == 0 if known is None else numbers == known * channels
-    fits = item[:2] == [height, width] and numbers > 0 and right
-    if dtype is not np.float32 or isinstance(free, int) or not fits:
-        got = f"{np.dtype(dtype) if dtype else 'another type'} {list(shape)}"
-        many = f"a multiple of {channels}" if known is None else known * channels
-        wanted = f"float32 [N, {height}, {width}, {many}]"
-        raise BadGraph(f"output {_PARAMETERS}: got {got}, wanted {wanted}")
 
 
 def provider_report() -> tuple[str, str, list[str]]:

@@ -19,11 +19,12 @@ from typing import TypeVar
 from latentry import manifest, onnx_file
 from latentry.manifest import Manifest, ModelFolder, graph_file
 from serving import precisions
+from serving.bad_graph import BadGraph
 from serving.batcher import Batcher
 from serving.batches import Room, Run
 from serving.devices import Device
 from serving.drift import Drift, Reconstruction
-from serving.engine import BadGraph, Graph, load_graphs, served
+from serving.engine import Graph, load_graphs, served
 from serving.metrics import GraphMetrics, Metrics
 from serving.model import Limits, Model, limits_of
 from serving.pool import Pool

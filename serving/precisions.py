@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from latentry.manifest import FP32, Manifest
+from serving.bad_graph import BadGraph
 from serving.devices import CPU, CUDA, TENSORRT
-from serving.engine import BadGraph
 
 AUTO = "auto"
 

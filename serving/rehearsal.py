@@ -22,6 +22,7 @@ import serving
 from latentry import manifest, onnx_file
 from latentry.manifest import FP32, graph_file
 from latentry.printable import plain
+from serving.bad_graph import BadGraph, NoKernel
 
 TIMEOUT_S = 600.0  # generous: on a busy machine the limit of processor time is the one that counts
 CPU_S = 120  # of processor time, in all threads together
@@ -144,7 +145,7 @@ def run(whole: manifest.ModelFolder, max_batch: int, precision: str = FP32) -> N
 
     try:
         graphs = engine.load_graphs(whole, Device(CPU), (), precision)
-    except engine.NoKernel:
+    except NoKernel:
         return
     for kind, graph in graphs.items():
         try:
@@ -152,8 +153,8 @@ def run(whole: manifest.ModelFolder, max_batch: int, precision: str = FP32) -> N
                 graph.warm(size)
             graph.check_rows()
             graph.check_repeats()
-        except engine.BadGraph as error:
-            raise engine.BadGraph(f"{whole.path / graph_file(kind, precision)}: {error}") from error
+        except BadGraph as error:
+            raise BadGraph(f"{whole.path / graph_file(kind, precision)}: {error}") from error
 
 
 def _end_with(server: int) -> None:

@@ -16,8 +16,9 @@ from latentry import manifest as manifests
 from latentry.manifest import FP32, Manifest, ModelFolder, graph_file
 from latentry.verification import Check, Skipped, attempt
 from serving import labelled
+from serving.bad_graph import BadGraph, NoKernel
 from serving.devices import CPU, Device
-from serving.engine import Array, BadGraph, Graph, NoKernel, load_graph
+from serving.engine import Array, Graph, load_graph
 
 _BATCHES = (1, 7)
 _IMAGES = 32  # that variants are compared on

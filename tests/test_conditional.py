@@ -24,8 +24,9 @@ from training_fixtures import fashion_images
 from latentry import manifest as manifests
 from latentry.manifest import DECODER_FILE, ENCODER_FILE, Likelihood, Manifest
 from serving import engine, labelled, rehearsal
+from serving.bad_graph import BadGraph
 from serving.devices import CPU, TENSORRT, Device
-from serving.engine import BadGraph, Graph
+from serving.engine import Graph
 from serving.metrics import Metrics
 from serving.model import Model
 from training import graphs, publication

@@ -25,8 +25,9 @@ from latentry import manifest
 from latentry.v1 import vae_pb2 as pb
 from latentry.v1 import vae_pb2_grpc
 from serving import devices, engine, pinned
+from serving.bad_graph import BadGraph
 from serving.devices import CPU, CUDA, TENSORRT, Device
-from serving.engine import BadGraph, Graph
+from serving.engine import Graph
 from serving.errors import EngineFailed, NoDevice
 from serving.pool import Pool
 

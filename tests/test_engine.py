@@ -13,8 +13,9 @@ from linear_model import LinearModel
 from latentry import manifest
 from latentry.manifest import Manifest
 from serving import devices, engine
+from serving.bad_graph import BadGraph
 from serving.devices import Device
-from serving.engine import BadGraph, Graph
+from serving.engine import Graph
 from serving.errors import NoDevice
 
 CPU = Device(devices.CPU)

@@ -24,8 +24,8 @@ from latentry.manifest import PRECISIONS
 from latentry.v1 import admin_pb2 as apb
 from latentry.v1 import vae_pb2 as pb
 from serving import doctor, engine, loading, precisions, rehearsal
+from serving.bad_graph import BadGraph, NoKernel
 from serving.devices import CPU, CUDA, TENSORRT, Device
-from serving.engine import BadGraph, NoKernel
 from serving.errors import BadModel, ConfigError
 from serving.rehearsal import RehearsalFailed
 from serving.server import Service

@@ -7,7 +7,7 @@ import pytest
 from latentry.manifest import ManifestError
 from latentry.onnx_runtime import said
 from latentry.printable import plain
-from serving.engine import BadGraph
+from serving.bad_graph import BadGraph
 
 
 @pytest.mark.parametrize(

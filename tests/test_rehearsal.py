@@ -23,6 +23,7 @@ from server_process import ServerProcess
 from latentry import manifest
 from latentry.manifest import DECODER_FILE, ENCODER_FILE
 from serving import engine, rehearsal
+from serving.bad_graph import BadGraph
 from serving.rehearsal import RehearsalFailed, rehearse
 
 PLANTED = "import pathlib; (pathlib.Path(__file__).parent / 'ran').touch()\nraise ImportError('planted')\n"
@@ -180,7 +181,7 @@ def test_a_graph_that_draws_a_little_noise_is_found_by_running_it_twice(tmp_path
     """Whatever a look at the file does not see: here it is not looked at."""
     draw = helper.make_node("RandomNormalLike", ["latents"], ["noise"], scale=1e-4)
     folder = spoilt(tmp_path, draw, helper.make_node("Add", ["latents", "noise"], ["moved"]))
-    with pytest.raises(engine.BadGraph, match=r"decoder\.onnx: output \w+: two runs on the same rows differ by "):
+    with pytest.raises(BadGraph, match=r"decoder\.onnx: output \w+: two runs on the same rows differ by "):
         rehearsal.run(manifest.read(folder), 4)
 
 
@@ -192,7 +193,7 @@ def test_a_node_s_name_forges_no_line_of_the_log(tmp_path: Path, capfd: pytest.C
     folder = spoilt(
         tmp_path, *nodes, helper.make_node("Reshape", ["latents", "twice"], ["moved"], name=evil), two=np.array([2, 1])
     )
-    with pytest.raises(engine.BadGraph, match=r"a batch of 1 fails: .*loaded forged version 9") as caught:
+    with pytest.raises(BadGraph, match=r"a batch of 1 fails: .*loaded forged version 9") as caught:
         rehearsal.run(manifest.read(folder), 4)
     assert str(caught.value).isprintable()
     assert "reshape_helper" not in str(caught.value), "nor where in its sources it was raised"

@@ -23,8 +23,9 @@ from test_devices import FakeGpus, gpus  # noqa: F401 - a fixture
 from latentry import manifest
 from latentry.manifest import PRECISIONS
 from serving import engine
+from serving.bad_graph import BadGraph
 from serving.devices import CPU, CUDA, Device
-from serving.engine import BadGraph, Graph
+from serving.engine import Graph
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

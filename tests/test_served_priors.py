@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from latentry import Client, manifest
 from latentry.manifest import DECODER_FILE, DENSITY_FILE, ENCODER_FILE, PRIOR_FILE, Prior
 from serving import engine
+from serving.bad_graph import BadGraph
 from serving.devices import CPU, Device
 from serving.latents import noise
 from serving.metrics import Metrics
@@ -191,5 +192,5 @@ async def test_a_decoder_without_parameters_says_so(linear: LinearModel) -> None
 )
 def test_parameters_that_are_not_of_pixels_are_refused(tmp_path: Path, shape: list[int | str]) -> None:
     folder = with_parameters(tmp_path, shape).folder
-    with pytest.raises(engine.BadGraph, match=r"parameters: got .*, wanted float32 \[N, 12, 10, a multiple of 1\]"):
+    with pytest.raises(BadGraph, match=r"parameters: got .*, wanted float32 \[N, 12, 10, a multiple of 1\]"):
         engine.load_graphs(manifest.read(folder), Device(CPU), ())

@@ -28,7 +28,8 @@ from latentry import verify_command
 from latentry.manifest import DECODER_FILE, DENSITY_FILE, ENCODER_FILE, PRIOR_FILE, Manifest, Prior
 from latentry.verification import Check
 from serving import verification
-from serving.engine import BadGraph, Graph
+from serving.bad_graph import BadGraph
+from serving.engine import Graph
 from training import export, publication, trained
 
 node, port = helper.make_node, helper.make_tensor_value_info
