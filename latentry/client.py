@@ -399,7 +399,10 @@ class Client(Target):
         digest = model.digest()
         while (request := stream.request()) is not None:
             rpc = getattr(vae_pb2_grpc.VaeServiceStub(self._open()), stream.rpc)
-            call = rpc(request, timeout=self.timeout_s, metadata=self._metadata)
+            try:
+                call = rpc(request, timeout=self.timeout_s, metadata=self._metadata)
+            except ValueError as error:  # what gRPC says of a channel that another thread has closed
+                raise LatentryError(grpc.StatusCode.CANCELLED, "the client was closed") from error
             try:
                 for reply in call:
                     digest = self._same_model(digest, reply.part)

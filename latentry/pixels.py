@@ -31,7 +31,10 @@ def upright(image: Image.Image) -> Image.Image:
 def turn(image: Image.Image) -> Image.Transpose | None:
     """What sets `image` upright, as its EXIF orientation says; None if it is, or if that cannot be read."""
     try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        exif = Image.Exif() if image.format == "PNG" else image.getexif()
+        if image.format == "PNG":  # of its eXIf chunk alone: Pillow also looks into texts, which may be megabytes
+            exif.load(image.info.get("exif") or b"")
+        return _TURNS.get(exif.get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow raises a dozen kinds; viewers show an image whose EXIF is broken
         return None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -47,6 +47,7 @@ class Call:
     reply_bytes: int = 0
     priority: str = INTERACTIVE
     deadline: float | None = None  # on the loop's clock
+    room: Callable[[], Awaitable[None]] | None = None  # of a stream: until its connection may have more to read
     stages: list[Stage] = field(default_factory=list)
     most_stages: int | None = None  # that are kept: a stream may have any number
     # Of all stages, by their names. Those of batches that overlap count once: what ran, and else what waited.

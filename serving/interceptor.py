@@ -49,6 +49,7 @@ _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _MAX_UNREAD_BYTES = 64 << 20  # of replies on one connection, before more calls are refused
 _PATIENCE_S = 60.0  # with the reader of a stream that takes nothing
 _STREAM_STAGES = 256  # of one stream, that a trace shows
+_UNREAD = "replies on this connection are not being read; read them, then try again"
 _LATE_S = 0.02  # the caller's clock may run out, and its cancellation arrive, a little before ours
 
 Metadata = Sequence[tuple[str, "str | bytes"]]
@@ -163,7 +164,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
                 written = method.write(reply)
                 call.reply_bytes += len(written)
                 await self._send(written, call.peer, context, _PATIENCE_S)
-                await self._room(call.peer)
 
     async def _requests(
         self, method: _Method, stream: AsyncIterator[bytes], call: Call, context: Any
@@ -172,6 +172,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         shut."""
         while (data := await self._gate.unless_shut(anext(stream, None))) is not None:
             self._authorise(call, context)
+            await self._room(call.peer)
             yield method.parse(self._check_size(data, call))
 
     def _check_size(self, data: bytes, call: Call) -> bytes:
@@ -194,7 +195,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
                     )
                 call.priority = str(value)
         if self._unread[call.peer] > _MAX_UNREAD_BYTES:
-            raise QueueFull("replies on this connection are not being read; read them, then try again", 1.0)
+            raise QueueFull(_UNREAD, 1.0)
 
     def _authorise(self, call: Call, context: Any) -> None:
         if not self._access.enabled:
@@ -208,7 +209,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
 
     async def _answer(self, method: _Method, data: Any, context: Any) -> None:
         call = records.begin(method.rpc)
-        call.most_stages = _STREAM_STAGES if method.gives_stream else None
+        if method.gives_stream:
+            call.most_stages = _STREAM_STAGES
+            call.room = lambda: self._room(call.peer)
         self._metrics.grpc_started.labels(method.kind, method.service, method.rpc).inc()
         started = time.perf_counter()
         left = context.time_remaining()  # once: gRPC reckons it by the wall clock, which may jump
@@ -258,13 +261,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
 
     async def _room(self, peer: str) -> None:
         """Until no more than the bound waits for its readers on this connection: a stream goes on when others have been
-        read. Raises `NotRead` if they are not."""
+        read. Raises `QueueFull` if they are not."""
         give_up = time.monotonic() + _PATIENCE_S
         while self._unread[peer] > _MAX_UNREAD_BYTES:
             try:
                 await asyncio.wait_for(self._taken.wait(), give_up - time.monotonic())
             except asyncio.TimeoutError as error:
-                raise NotRead(_PATIENCE_S) from error
+                raise QueueFull(_UNREAD, 1.0) from error
 
     async def _send(self, reply: bytes, peer: str, context: Any, patience_s: float | None = None) -> None:
         """Returns when gRPC has passed the reply on; a caller that does not read keeps us here. Raises `_Gone`, or

@@ -6,8 +6,9 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, PngImagePlugin
 
+from latentry import pixels
 from latentry.v1 import vae_pb2 as pb
 from serving.api import codec
 from training.images import fit
@@ -35,3 +36,16 @@ def test_the_same_file_gives_the_same_pixels(mode: str, size: tuple[int, int], c
     request = pb.Images(encoded=pb.EncodedImages(images=[buffer.getvalue()]))
     (served,) = codec.read_images(request, (*size, channels), 1, pb.RESIZE_CROP)
     assert served.tolist() == trained.tolist()
+
+
+def test_a_png_is_turned_by_its_exif_chunk_alone() -> None:
+    """Not by texts that some programs hide an orientation in: a server does not unpack them."""
+    picture, hidden = Image.new("L", (4, 3)), PngImagePlugin.PngInfo()
+    hidden.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>')
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for options, size in (({"pnginfo": hidden}, (4, 3)), ({"exif": exif}, (3, 4))):
+        file = io.BytesIO()
+        picture.save(file, "PNG", **options)
+        with Image.open(file) as opened:
+            assert pixels.upright(opened).size == size

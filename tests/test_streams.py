@@ -18,6 +18,7 @@ from latentry.v1 import vae_pb2 as pb
 from latentry.v1 import vae_pb2_grpc
 from serving import interceptor
 from serving.api import streams
+from serving.errors import QuotaExceeded
 from serving.server import Service
 
 
@@ -338,3 +339,42 @@ async def test_a_part_that_fails_ends_the_others() -> None:
     with pytest.raises(ValueError, match="1"):
         await anext(work)
     assert ended == ["2 was cancelled"]
+
+
+async def test_a_part_waits_for_room_unless_that_takes_too_long() -> None:
+    tries = 0
+
+    async def attempt() -> int:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise QuotaExceeded("quota", 0.01)
+        return tries
+
+    async def too_long() -> int:
+        raise QuotaExceeded("quota", 61.0)
+
+    assert await streams.patiently(attempt) == 3
+    with pytest.raises(QuotaExceeded):
+        await asyncio.wait_for(streams.patiently(too_long), 1)
+
+
+async def test_what_waits_for_room_is_begun_only_then() -> None:
+    begun: list[int] = []
+    room = asyncio.Event()
+
+    async def part(k: int) -> int:
+        begun.append(k)
+        return k
+
+    async def wait() -> None:
+        await room.wait()
+
+    work = streams.one_ahead((part(k) for k in range(4)), wait)
+    assert await anext(work) == 0
+    following = asyncio.ensure_future(anext(work))
+    await asyncio.sleep(0.02)
+    assert begun == [0]
+    room.set()
+    assert await following == 1
+    assert [k async for k in work] == [2, 3]

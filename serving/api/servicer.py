@@ -91,7 +91,9 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
                 return pb.StreamSampleResponse(part=reply, first_index=draw.first + at)
 
             sizes = streams.parts(0, draw.count, chunk, min(self._chunk_items, work.most))
-            async with contextlib.aclosing(streams.one_ahead(part(*each) for each in sizes)) as made:
+            async with contextlib.aclosing(
+                streams.one_ahead((part(*each) for each in sizes), call.current().room)
+            ) as made:
                 async for reply in made:
                     yield reply
 
@@ -119,7 +121,9 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
                 return pb.StreamInterpolateResponse(part=reply, first_frame=at, frames=len(path))
 
             sizes = streams.parts(request.first_frame, len(path), chunk, min(self._chunk_items, work.most))
-            async with contextlib.aclosing(streams.one_ahead(part(*each) for each in sizes)) as made:
+            async with contextlib.aclosing(
+                streams.one_ahead((part(*each) for each in sizes), call.current().room)
+            ) as made:
                 async for reply in made:
                     yield reply
 

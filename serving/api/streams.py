@@ -27,27 +27,33 @@ def parts(first: int, end: int, chunk_items: int, default: int) -> Iterator[tupl
 
 async def patiently(attempt: Callable[[], Awaitable[T]]) -> T:
     """What comes of it, tried again while there is no room in the queue or the quota: a stream that has begun slows
-    down to what there is. Raises `QueueFull` or `QuotaExceeded` after a minute."""
+    down to what there is. Raises `QueueFull` or `QuotaExceeded` if that takes more than a minute."""
     loop = asyncio.get_running_loop()
     give_up = loop.time() + _PATIENCE_S
     while True:
         try:
             return await attempt()
         except (QueueFull, QuotaExceeded) as refusal:
-            pause = max(refusal.retry_after_s, _LEAST_PAUSE_S) * random.uniform(1.0, 1.5)  # noqa: S311 - apart
-            if loop.time() + pause > give_up:
+            left = give_up - loop.time()
+            if refusal.retry_after_s > left:
                 raise
-        await asyncio.sleep(pause)
+            pause = max(refusal.retry_after_s, _LEAST_PAUSE_S) * random.uniform(1.0, 1.5)  # noqa: S311 - apart
+        await asyncio.sleep(min(pause, left))
 
 
-async def one_ahead(work: Iterable[Coroutine[Any, Any, T]]) -> AsyncGenerator[T, None]:
+async def one_ahead(
+    work: Iterable[Coroutine[Any, Any, T]], room: Callable[[], Awaitable[None]] | None = None
+) -> AsyncGenerator[T, None]:
     """The results in order. While one is with the reader the next one is worked on, but no more: a reader that is slow,
     or has gone, makes no work. The second, which may be many times as large as the first, waits until that is taken.
+    Later ones wait for `room`.
     """
     running: deque[asyncio.Task[T]] = deque()
     ahead = 0
     try:
         for each in work:
+            if room is not None and ahead:
+                await _or_close(room(), each)
             running.append(asyncio.ensure_future(each))
             if len(running) > ahead:
                 yield await running.popleft()
@@ -58,3 +64,12 @@ async def one_ahead(work: Iterable[Coroutine[Any, Any, T]]) -> AsyncGenerator[T,
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _or_close(wait: Awaitable[None], work: Coroutine[Any, Any, T]) -> None:
+    """Wait; work that is not begun then is closed."""
+    try:
+        await wait
+    except BaseException:
+        work.close()
+        raise
