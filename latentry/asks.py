@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from latentry import choices, inputs
-from latentry.choices import ClassInput, Dtype, Easing, Path, Prior, Resize, TruncationMode
+from latentry import choices, inputs, words
+from latentry.choices import ClassInput, Dtype
 from latentry.fitting import Fitting
 from latentry.inputs import Images, Input, Latents
 from latentry.v1 import vae_pb2 as pb
+from latentry.words import Easing, Path, Prior, Resize, TruncationMode
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def samples(
     options = {
         "temperature": choices.number("temperature", temperature),
         "truncation": choices.number("truncation", truncation),
-        "truncation_mode": choices.one_of("truncation_mode", truncation_mode, choices.TRUNCATIONS),
+        "truncation_mode": choices.one_of("truncation_mode", truncation_mode, words.TRUNCATIONS),
         "prior": choices.one_of("prior", prior, choices.PRIORS),
         "output": choices.output(dtype),
     }
@@ -116,8 +117,8 @@ def walk(
     """What a caller asks, checked."""
     options = {
         "steps": choices.count("steps", steps),
-        "path": choices.one_of("path", path, choices.PATHS),
-        "easing": choices.one_of("easing", easing, choices.EASINGS),
+        "path": choices.one_of("path", path, words.PATHS),
+        "easing": choices.one_of("easing", easing, words.EASINGS),
         "loop": loop,
         "exclude_end_points": not ends,
         "resize": choices.one_of("resize", resize, choices.RESIZES),

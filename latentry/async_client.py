@@ -11,13 +11,14 @@ import grpc
 import numpy.typing as npt
 
 from latentry import asks, plans, streams
-from latentry.choices import ClassInput, Dtype, Easing, Path, Prior, Resize, TruncationMode
+from latentry.choices import ClassInput, Dtype
 from latentry.inputs import ImageInput, Input
 from latentry.pictures import Edited, Pictures, Posterior, Reconstruction
 from latentry.plaintext import insecure_options
 from latentry.target import LatentryError, Target
 from latentry.v1 import vae_pb2 as pb
 from latentry.v1 import vae_pb2_grpc
+from latentry.words import Easing, Path, Prior, Resize, TruncationMode
 
 T = TypeVar("T")
 

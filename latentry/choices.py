@@ -12,26 +12,15 @@ from typing import Any, Literal, SupportsIndex, TypeAlias
 
 import numpy as np
 
+from latentry import words
 from latentry.v1 import vae_pb2 as pb
 
-Resize = Literal["crop", "stretch"]
-Path = Literal["linear", "spherical", "catmull-rom"]
-Easing = Literal["none", "in", "out", "in-out"]
-Prior = Literal["standard", "fitted"]
-TruncationMode = Literal["resample", "clamp"]
 Dtype = Literal["uint8", "float32"]
 # One for all items, or one each: by name or by number.
 ClassInput: TypeAlias = "str | int | Sequence[str] | Sequence[int]"
 
-RESIZES = {None: pb.RESIZE_UNSPECIFIED, "crop": pb.RESIZE_CROP, "stretch": pb.RESIZE_STRETCH}
-PATHS = {
-    "linear": pb.INTERPOLATION_PATH_LINEAR,
-    "spherical": pb.INTERPOLATION_PATH_SPHERICAL,
-    "catmull-rom": pb.INTERPOLATION_PATH_CATMULL_ROM,
-}
-EASINGS = {"none": pb.EASING_NONE, "in": pb.EASING_IN, "out": pb.EASING_OUT, "in-out": pb.EASING_IN_OUT}
-PRIORS = {None: pb.PRIOR_UNSPECIFIED, "standard": pb.PRIOR_STANDARD, "fitted": pb.PRIOR_FITTED}
-TRUNCATIONS = {"resample": pb.TRUNCATION_RESAMPLE, "clamp": pb.TRUNCATION_CLAMP}
+RESIZES: Mapping[str | None, pb.Resize] = dict([(None, pb.RESIZE_UNSPECIFIED), *words.RESIZES.items()])
+PRIORS: Mapping[str | None, pb.Prior] = dict([(None, pb.PRIOR_UNSPECIFIED), *words.PRIORS.items()])
 FORMATS = {"uint8": pb.IMAGE_FORMAT_RAW_UINT8, "float32": pb.IMAGE_FORMAT_RAW_FLOAT32}
 
 

@@ -4,12 +4,7 @@ the files, but a few kilobytes arrive instead of megabytes. Knows nothing of mes
 
 from __future__ import annotations
 
-import io
-
 from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from latentry import pixels
 
@@ -17,7 +12,6 @@ from latentry import pixels
 SMALL_BYTES, SMALL_PIXELS = 1 << 14, 1 << 16
 _MOST_PIXELS = 1 << 28  # of a file that is opened here
 _FITS = {"crop": pixels.cover, "stretch": pixels.stretch}
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Fitting:
@@ -45,7 +39,7 @@ class Fitting:
         return fitted
 
     def _is_large(self, data: bytes) -> bool:
-        with _open(data) as image:
+        with pixels.open_file(data) as image:
             area = image.width * image.height
             fits = image.size == (self._shape[1], self._shape[0])
         return not fits and area <= _MOST_PIXELS and (len(data) > SMALL_BYTES or area > SMALL_PIXELS)
@@ -55,22 +49,12 @@ def as_read(data: bytes, shape: tuple[int, int, int], resize: str | None) -> Ima
     """The image in a PNG, JPEG or WebP file as a server reads it for a model of this shape: upright, grey or RGB, and
     fitted if there is a `resize`. Raises what Pillow raises."""
     height, width, channels = shape
-    if data.startswith(_PNG):
-        with _open(data) as image:
+    if data.startswith(pixels.PNG):
+        with pixels.open_file(data) as image:
             image.verify()  # its checksums, which loading passes over
-    with _open(data) as image:
+    with pixels.open_file(data) as image:
         image.load()
         turn = pixels.turn(image)
         plain = pixels.plain(image, channels)
     upright = plain if turn is None else plain.transpose(turn)
     return upright if resize is None else _FITS[resize](upright, height, width)
-
-
-def _open(data: bytes) -> Image.Image:
-    if data.startswith(_PNG):
-        return PngImageFile(io.BytesIO(data))
-    if data.startswith(b"\xff\xd8\xff"):
-        return JpegImageFile(io.BytesIO(data))
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return WebPImageFile(io.BytesIO(data))
-    raise ValueError("neither PNG, JPEG nor WebP")

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from latentry.call import add_class, add_resize, add_server, classes_of, describe, read_inputs, run
-from latentry.choices import EASINGS, PATHS
 from latentry.client import Client
 from latentry.output import add_frame_ms, add_out, ending_of, write_pictures
 from latentry.progress import collect
+from latentry.words import EASINGS, PATHS
 
 
 def add_interpolate_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from latentry import choices, inputs, replies
 from latentry.asks import Model, Samples, Walk, check_room
-from latentry.choices import ClassInput, Dtype, Resize
+from latentry.choices import ClassInput, Dtype
 from latentry.fitting import Fitting
 from latentry.inputs import ImageInput, Images, Input, Latents
 from latentry.pictures import Edited, Pictures, Posterior, Reconstruction
 from latentry.places import told
 from latentry.v1 import vae_pb2 as pb
+from latentry.words import Resize
 
 T = TypeVar("T")
 Plan: TypeAlias = Generator[tuple[str, Any], Any, T]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 
 from latentry.call import add_class, add_server, classes_of, describe, run
-from latentry.choices import PRIORS, TRUNCATIONS
 from latentry.client import Client
 from latentry.output import add_out, notes, write_pictures
 from latentry.progress import collect
+from latentry.words import PRIORS, TRUNCATIONS
 
 
 def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=float, default=1.0, help="scales the noise, 0 to 10 (default: %(default)s)")
     add("--truncation", type=float, metavar="T", help="keep the noise within -T to T: more typical, less varied")
     add("--truncation-mode", choices=list(TRUNCATIONS), default="resample", help="(default: %(default)s)")
-    priors = [name for name in PRIORS if name]
+    priors = list(PRIORS)
     add("--prior", choices=priors, help="N(0, I), or the model's own (default: what it was trained with)")
     add_class(parser)
     add_out(parser, "samples.png")

@@ -274,21 +274,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         after `patience_s` `NotRead`: gRPC holds the reply then until the call is over, and so long it counts as unread.
         """
         self._unread[peer] += len(reply)
+        held = False
         try:
             await asyncio.wait_for(context.write(reply), patience_s)
         except asyncio.TimeoutError as error:
-            if context.done():
-                self._forget(peer, len(reply))
-            else:
+            held = not context.done()
+            if held:
                 context.add_done_callback(lambda _: self._forget(peer, len(reply)))
             raise NotRead(patience_s or 0.0) from error
         except Exception as gone:
-            self._forget(peer, len(reply))
             raise _Gone from gone
-        except BaseException:
-            self._forget(peer, len(reply))
-            raise
-        self._forget(peer, len(reply))
+        finally:
+            if not held:
+                self._forget(peer, len(reply))
 
     def _forget(self, peer: str, size_bytes: int) -> None:
         self._unread[peer] -= size_bytes

@@ -7,7 +7,6 @@ small enough. Knows nothing of messages.
 from __future__ import annotations
 
 import contextlib
-import io
 import struct
 import threading
 import warnings
@@ -18,9 +17,6 @@ from concurrent.futures import CancelledError
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from latentry import pixels
 from serving.api.codec_threads import Stopped
@@ -34,7 +30,7 @@ MAX_SIDE = 1 << 17  # Lanczos needs 48 bytes of weights for each row or column, 
 MAX_REQUEST_PIXELS = 64 << 20  # of all images of a request together
 MAX_SCANS = 500  # of a JPEG: each is a pass over all of its pixels, for ten bytes of file; cameras write ten
 _NAMED = 10  # images that one error names
-_PNG, _PNG_HEADER = b"\x89PNG\r\n\x1a\n", b"\0\0\0\x0dIHDR"
+_PNG_HEADER = pixels.PNG + b"\0\0\0\x0dIHDR"
 _PNG_ESSENTIAL = (b"IHDR", b"PLTE", b"tRNS", b"eXIf")
 _filters = threading.Lock()  # of warnings: they are the whole process's
 
@@ -117,7 +113,7 @@ def _check_sizes(sizes: Sequence[tuple[int, int]], shape: tuple[int, int, int], 
 def _size(data: bytes, field: str) -> tuple[int, int]:
     """Height and width of a file, as its header says."""
     with _reading(data, field):
-        if data.startswith(_PNG + _PNG_HEADER):
+        if data.startswith(_PNG_HEADER):
             width, height = struct.unpack_from(">II", data, 16)
         else:
             with _open(data) as image:
@@ -130,7 +126,7 @@ def _size(data: bytes, field: str) -> tuple[int, int]:
 
 def _unpack(data: bytes, channels: int) -> Image.Image:
     """The first image in a file, upright, grey (1) or RGB (3)."""
-    with _open(_essential_png(data) if data.startswith(_PNG) else data) as image:
+    with _open(_essential_png(data) if data.startswith(pixels.PNG) else data) as image:
         image.load()
         with _silence():
             turn = pixels.turn(image)
@@ -139,17 +135,11 @@ def _unpack(data: bytes, channels: int) -> Image.Image:
 
 
 def _open(data: bytes) -> Image.Image:
-    """The file's header. Not by `Image.open`, whose own limit of pixels warns and whose list of formats is longer."""
+    """The file's header."""
+    if data.startswith(pixels.JPEG) and data.count(b"\xff\xda") > MAX_SCANS:
+        raise ValueError("too many scans")
     with _silence():
-        if data.startswith(_PNG):
-            return PngImageFile(io.BytesIO(data))
-        if data.startswith(b"\xff\xd8\xff"):
-            if data.count(b"\xff\xda") > MAX_SCANS:
-                raise ValueError("too many scans")
-            return JpegImageFile(io.BytesIO(data))
-        if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-            return WebPImageFile(io.BytesIO(data))
-    raise ValueError("neither PNG, JPEG nor WebP")
+        return pixels.open_file(data)
 
 
 def _essential_png(data: bytes) -> bytes:
@@ -157,8 +147,8 @@ def _essential_png(data: bytes) -> bytes:
 
     Raises `ValueError` if a checksum is wrong or the file is cut short: Pillow would draw zeros for what it misses.
     """
-    view, at = memoryview(data), len(_PNG)
-    chunks: list[bytes | memoryview] = [_PNG]
+    view, at = memoryview(data), len(pixels.PNG)
+    chunks: list[bytes | memoryview] = [pixels.PNG]
     packed: list[memoryview] = []
     name = b""
     while name != b"IEND":

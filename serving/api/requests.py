@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
+from latentry import words
 from latentry.manifest import Manifest
 from latentry.printable import plain
 from latentry.v1 import vae_pb2 as pb
 from serving.errors import InvalidArgument
 from serving.latents.draws import Draw
-from serving.latents.paths import Easing, Kind, Opposite, Path
+from serving.latents.paths import Opposite, Path
 from serving.model import Model
 
 Int64s = npt.NDArray[np.int64]
@@ -33,19 +35,10 @@ _DEFAULT_DISTANCE = 0.5
 _NAMED = 20  # classes or attributes that an error names
 _LONGEST_NAME = 64
 
-_PATHS: dict[int, Kind] = {
-    pb.INTERPOLATION_PATH_UNSPECIFIED: "linear",
-    pb.INTERPOLATION_PATH_LINEAR: "linear",
-    pb.INTERPOLATION_PATH_SPHERICAL: "spherical",
-    pb.INTERPOLATION_PATH_CATMULL_ROM: "catmull-rom",
-}
-_EASINGS: dict[int, Easing] = {
-    pb.EASING_UNSPECIFIED: "none",
-    pb.EASING_NONE: "none",
-    pb.EASING_IN: "in",
-    pb.EASING_OUT: "out",
-    pb.EASING_IN_OUT: "in-out",
-}
+_PATHS: dict[int, words.Path] = {number: cast("words.Path", word) for word, number in words.PATHS.items()}
+_PATHS[pb.INTERPOLATION_PATH_UNSPECIFIED] = "linear"
+_EASINGS: dict[int, words.Easing] = {number: cast("words.Easing", word) for word, number in words.EASINGS.items()}
+_EASINGS[pb.EASING_UNSPECIFIED] = "none"
 
 
 def read_count(count: int, most: int, field: str = "count") -> int:

@@ -6,7 +6,7 @@ Nothing is caught here: what is raised becomes a status in the interceptor.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -91,9 +91,7 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
                 return pb.StreamSampleResponse(part=reply, first_index=draw.first + at)
 
             sizes = streams.parts(0, draw.count, chunk, min(self._chunk_items, work.most))
-            async with contextlib.aclosing(
-                streams.one_ahead((part(*each) for each in sizes), call.current().room)
-            ) as made:
+            async with _in_parts(part, sizes) as made:
                 async for reply in made:
                     yield reply
 
@@ -121,9 +119,7 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
                 return pb.StreamInterpolateResponse(part=reply, first_frame=at, frames=len(path))
 
             sizes = streams.parts(request.first_frame, len(path), chunk, min(self._chunk_items, work.most))
-            async with contextlib.aclosing(
-                streams.one_ahead((part(*each) for each in sizes), call.current().room)
-            ) as made:
+            async with _in_parts(part, sizes) as made:
                 async for reply in made:
                     yield reply
 
@@ -160,6 +156,13 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
         record.model, record.version = model.manifest.name, str(model.manifest.version)
         with model.used():
             yield Work(model, self._codec_threads, self._quotas)
+
+
+def _in_parts(
+    part: Callable[[int, int], Coroutine[Any, Any, T]], sizes: Iterable[tuple[int, int]]
+) -> contextlib.aclosing[AsyncGenerator[T, None]]:
+    """The parts of these places and sizes, made one ahead of the reader of this call."""
+    return contextlib.aclosing(streams.one_ahead((part(*each) for each in sizes), call.current().room))
 
 
 async def _part(work: Work, items: int, first: bool, make: Callable[[], Awaitable[T]]) -> T:

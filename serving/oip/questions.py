@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from google.protobuf.message import Message
 
 from latentry.v1 import vae_pb2 as pb
+from latentry.words import EASINGS, PATHS, PRIORS, RESIZES, TRUNCATIONS
 from serving.errors import InvalidArgument
 from serving.inference import grpc_service_pb2 as oip
-from serving.oip import faces, words
+from serving.oip import faces
 from serving.oip.faces import Face
 from serving.oip.given import Given, forms
 from serving.oip.given import read as read_given
@@ -68,7 +69,7 @@ def _encode(given: Given) -> pb.EncodeRequest:
     request = pb.EncodeRequest(
         model=given.model,
         images=given.images(required=True),
-        resize=parameters.choice("resize", words.RESIZES),
+        resize=parameters.choice("resize", RESIZES),
         seed=seed,
         first_index=parameters.integer("first_index", 0, _MAX_INT64),
         temperature=parameters.number("temperature"),
@@ -98,8 +99,8 @@ def _sample(given: Given) -> pb.SampleRequest:
         temperature=parameters.number("temperature"),
         output=given.form,
         truncation=parameters.number("truncation"),
-        truncation_mode=parameters.choice("truncation_mode", words.TRUNCATIONS),
-        prior=parameters.choice("prior", words.PRIORS),
+        truncation_mode=parameters.choice("truncation_mode", TRUNCATIONS),
+        prior=parameters.choice("prior", PRIORS),
     )
     return given.with_classes(request)
 
@@ -112,11 +113,11 @@ def _interpolate(given: Given) -> pb.InterpolateRequest:
     latents, images = given.latents_or_images()
     request = pb.InterpolateRequest(
         model=given.model,
-        resize=parameters.choice("resize", words.RESIZES),
+        resize=parameters.choice("resize", RESIZES),
         steps=steps,
-        path=parameters.choice("path", words.PATHS),
+        path=parameters.choice("path", PATHS),
         output=given.form,
-        easing=parameters.choice("easing", words.EASINGS),
+        easing=parameters.choice("easing", EASINGS),
         loop=parameters.flag("loop"),
         exclude_end_points=parameters.flag("exclude_end_points"),
         latents=latents,
@@ -130,7 +131,7 @@ def _reconstruct(given: Given) -> pb.ReconstructRequest:
     request = pb.ReconstructRequest(
         model=given.model,
         images=given.images(required=True),
-        resize=parameters.choice("resize", words.RESIZES),
+        resize=parameters.choice("resize", RESIZES),
         output=given.form,
         seed=parameters.integer("seed", 0, _MAX_UINT64),
         first_index=parameters.integer("first_index", 0, _MAX_INT64),
@@ -144,7 +145,7 @@ def _edit(given: Given) -> pb.EditRequest:
     latents, images = given.latents_or_images()
     request = pb.EditRequest(
         model=given.model,
-        resize=parameters.choice("resize", words.RESIZES),
+        resize=parameters.choice("resize", RESIZES),
         output=given.form,
         attributes=[
             pb.AttributeAmount(name=name.removeprefix(ATTRIBUTE), amount=parameters.number(name))

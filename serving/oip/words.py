@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from latentry.v1 import vae_pb2 as pb
+from latentry.words import EASINGS, PATHS, PRIORS, RESIZES, TRUNCATIONS
 
 FORMATS = {
     "uint8": pb.IMAGE_FORMAT_RAW_UINT8,
@@ -14,15 +15,6 @@ FORMATS = {
     "webp": pb.IMAGE_FORMAT_WEBP,
 }
 ANIMATIONS = {"gif": pb.IMAGE_FORMAT_GIF, "animated-webp": pb.IMAGE_FORMAT_ANIMATED_WEBP}
-RESIZES = {"crop": pb.RESIZE_CROP, "stretch": pb.RESIZE_STRETCH}
-TRUNCATIONS = {"resample": pb.TRUNCATION_RESAMPLE, "clamp": pb.TRUNCATION_CLAMP}
-PRIORS = {"standard": pb.PRIOR_STANDARD, "fitted": pb.PRIOR_FITTED}
-PATHS = {
-    "linear": pb.INTERPOLATION_PATH_LINEAR,
-    "spherical": pb.INTERPOLATION_PATH_SPHERICAL,
-    "catmull-rom": pb.INTERPOLATION_PATH_CATMULL_ROM,
-}
-EASINGS = {"none": pb.EASING_NONE, "in": pb.EASING_IN, "out": pb.EASING_OUT, "in-out": pb.EASING_IN_OUT}
 
 _ENUMERATIONS = (
     (pb.ImageFormat, FORMATS),
