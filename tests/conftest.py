@@ -56,9 +56,19 @@ def running_service(settings: Settings) -> Iterator[Service]:
         finally:
             wait(service.stop())
     finally:
+        wait(_end_tasks())
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+async def _end_tasks() -> None:
+    """Calls that were cut short have clearing up to do; as `asyncio.run`, which does this, ends its loop."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()
 
 
 def settings_for(repository: Path, **changes: Any) -> Settings:
