@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import oip_fixtures
 import pytest
 from conftest import ROOT
-from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from generated_stubs import described
 
 NAMES = ("model_config.proto", "grpc_service.proto")
 
@@ -53,8 +51,8 @@ def test_the_checked_in_stubs_are_what_protoc_makes(tmp_path: Path) -> None:
 def test_the_schema_is_the_one_that_tritonclient_carries(tritonclient: Path) -> None:
     """Its files' names too, so that both can be loaded into one process."""
     for name, module in zip(NAMES, ("model_config_pb2.py", "service_pb2.py"), strict=True):
-        theirs = described(tritonclient / "tritonclient" / "grpc" / module)
-        ours = described(ROOT / "serving" / "inference" / name.replace(".proto", "_pb2.py"))
+        theirs = described((tritonclient / "tritonclient" / "grpc" / module).read_text())
+        ours = described((ROOT / "serving" / "inference" / name.replace(".proto", "_pb2.py")).read_text())
         assert ours.name == theirs.name == name
         assert ours == theirs
 
@@ -68,20 +66,3 @@ def test_protobuf_6_and_7_both_run_the_stubs(tmp_path: Path, version: str) -> No
     code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\n{ROUND_TRIP}"
     ran = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert (ran.stdout.strip(), ran.stderr) == (version, "")
-
-
-def described(generated: Path) -> FileDescriptorProto:
-    """The file that a generated module describes, without what compilers write or leave out."""
-    (data,) = [
-        ast.literal_eval(node.args[0])
-        for node in ast.walk(ast.parse(generated.read_text()))
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "AddSerializedFile"
-    ]
-    file = FileDescriptorProto.FromString(data)
-    messages: list[Any] = list(file.message_type)
-    while messages:
-        message = messages.pop()
-        messages += message.nested_type
-        for each in message.field:
-            each.ClearField("json_name")
-    return file

@@ -165,11 +165,15 @@ def agrees(values: Array, figure: float) -> None:
     assert abs(values.mean() - figure) < 4 * error, f"got {values.mean():.2f} ± {error:.2f}, the manifest says {figure}"
 
 
+def agrees_with_its_manifest(model: Shipped) -> None:
+    figures = model.about.evaluation
+    agrees(model.kl, figures["kl"])
+    agrees(model.log_likelihood, figures["reconstruction"])
+    agrees(model.log_likelihood - model.kl, figures["elbo"])
+
+
 def test_clothes_score_what_the_manifest_says(fashion: Shipped) -> None:
-    figures = fashion.about.evaluation
-    agrees(fashion.kl, figures["kl"])
-    agrees(fashion.log_likelihood, figures["reconstruction"])
-    agrees(fashion.log_likelihood - fashion.kl, figures["elbo"])
+    agrees_with_its_manifest(fashion)
 
 
 def test_clothes_score_what_evaluation_gives_them(fashion: Shipped) -> None:
@@ -179,10 +183,7 @@ def test_clothes_score_what_evaluation_gives_them(fashion: Shipped) -> None:
 
 
 def test_digits_under_a_learnt_prior_score_what_the_manifest_says(mnist: Shipped) -> None:
-    figures = mnist.about.evaluation
-    agrees(mnist.kl, figures["kl"])
-    agrees(mnist.log_likelihood, figures["reconstruction"])
-    agrees(mnist.log_likelihood - mnist.kl, figures["elbo"])
+    agrees_with_its_manifest(mnist)
 
 
 def test_digits_under_a_learnt_prior_score_what_evaluation_gives_them(mnist: Shipped) -> None:

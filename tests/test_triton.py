@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import json
 import subprocess
@@ -19,6 +18,7 @@ import onnx
 import onnxruntime
 import pytest
 from conftest import ROOT
+from generated_stubs import described, without_json_names
 from google.protobuf import json_format, text_format
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -110,13 +110,8 @@ class TestSchema:
             pytest.skip(f"tritonclient {TRITONCLIENT} cannot be fetched here: {done.stderr[-200:]}")
         (wheel,) = tmp_path.glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
-            generated = ast.parse(archive.read("tritonclient/grpc/model_config_pb2.py"))
-        (theirs,) = [
-            ast.literal_eval(node.args[0])
-            for node in ast.walk(generated)
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "AddSerializedFile"
-        ]
-        assert without_json_names(schema()) == without_json_names(FileDescriptorProto.FromString(theirs))
+            theirs = described(archive.read("tritonclient/grpc/model_config_pb2.py"))
+        assert without_json_names(schema()) == theirs
 
     @pytest.mark.parametrize(
         ("right", "wrong"),
@@ -133,18 +128,6 @@ class TestSchema:
         assert right in text
         with pytest.raises(text_format.ParseError):
             parse(text.replace(right, wrong, 1).encode())
-
-
-def without_json_names(file: FileDescriptorProto) -> FileDescriptorProto:
-    """Compilers write them or leave them out; they follow from the names."""
-    plain = FileDescriptorProto.FromString(file.SerializeToString())
-    messages = list(plain.message_type)
-    while messages:
-        message = messages.pop()
-        messages += message.nested_type
-        for each in message.field:
-            each.ClearField("json_name")
-    return plain
 
 
 def encoder_config() -> str:
