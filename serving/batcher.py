@@ -125,6 +125,24 @@ class Batcher:
         many rows would wait, `DeadlinePassed` if the loop's time is so near `deadline` before all rows have begun that
         they cannot be ready in time, `EngineFailed` if the engine does.
         """
+        job = self.enqueue(rows, outputs, deadline, background=background, tell=tell)
+        del rows  # the job has them: what is raised here must not keep them
+        try:
+            return await job.future
+        except asyncio.CancelledError:
+            self.withdraw(job)
+            raise
+
+    def enqueue(
+        self,
+        rows: Array,
+        outputs: frozenset[str],
+        deadline: float | None = None,
+        *,
+        background: bool = False,
+        tell: Callable[[float, Run], None] = _tell_nobody,
+    ) -> Job:
+        """What `submit` does before it waits: the job's `future` will have the results, or what went wrong."""
         if not len(rows):
             raise ValueError("rows: got none, wanted one at least")
         if self._closed:
@@ -137,18 +155,18 @@ class Batcher:
                 raise QueueFull(message, room.rows * self._seconds_a_row)
         loop = asyncio.get_running_loop()
         job = Job(rows, outputs, deadline, tell, loop.create_future(), loop.time())
-        queue = self._background if background else self._interactive
-        queue.append(job)
+        (self._background if background else self._interactive).append(job)
         self._count(len(rows))
-        del rows  # the job has them: what is raised here must not keep them
         self._pool.wake(self)
-        try:
-            return await job.future
-        except asyncio.CancelledError:  # it takes nobody's place from now on, and no memory
-            self._forget(job)
-            with contextlib.suppress(ValueError):  # it is in a batch already
+        return job
+
+    def withdraw(self, job: Job) -> None:
+        """Nobody waits for it any more: it takes nobody's place from now on, and no memory."""
+        job.future.cancel()
+        self._forget(job)
+        for queue in (self._interactive, self._background):
+            with contextlib.suppress(ValueError):  # it is in the other, or in a batch already
                 queue.remove(job)
-            raise
 
     def close(self) -> None:
         """Run nothing any more; calls that still wait fail."""
