@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from latentry import choices, inputs, words
+from latentry import choices, inputs, pieces, words
 from latentry.choices import ClassInput, Dtype
 from latentry.fitting import Fitting
 from latentry.inputs import Images, Input, Latents
+from latentry.pieces import Sample
 from latentry.v1 import vae_pb2 as pb
 from latentry.words import Easing, Path, Prior, Resize, TruncationMode
 
@@ -41,7 +42,7 @@ class Samples:
     seed: int | None
     first_index: int
     classes: choices.Classes
-    options: Mapping[str, Any]
+    options: dict[str, Any]
 
     def request(self, selector: pb.ModelSelector, at: int, most: int, seed: int | None) -> pb.SampleRequest:
         """The images from number `at` on, `most` at most."""
@@ -54,6 +55,11 @@ class Samples:
             classes=self.classes.part(part, self.count),
             **self.options,
         )
+
+    def piece(self, at: int, most: int, seed: int) -> Sample:
+        """The images from number `at` on, `most` at most, as `Sample` has them."""
+        part = slice(at, min(at + most, self.count))
+        return pieces.sample(part, self.classes, self.count, seed, self.first_index + at, self.options)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -11,9 +11,11 @@ import grpc
 import numpy.typing as npt
 
 from latentry import asks, plans, streams
+from latentry.async_coalescing import AsyncCoalescer
 from latentry.choices import ClassInput, Dtype
-from latentry.inputs import ImageInput, Input
+from latentry.inputs import ImageInput, Input, at_hand
 from latentry.pictures import Edited, Pictures, Posterior, Reconstruction
+from latentry.pieces import Piece
 from latentry.plaintext import insecure_options
 from latentry.target import LatentryError, Target
 from latentry.v1 import vae_pb2 as pb
@@ -37,6 +39,8 @@ class AsyncClient(Target):
 
     _channel: grpc.aio.Channel | None = None
     _loop: asyncio.AbstractEventLoop | None = None  # that the channel belongs to
+    _stub: Any = None  # of the channel
+    _coalescer: AsyncCoalescer | None = None
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -49,6 +53,8 @@ class AsyncClient(Target):
     async def close(self) -> None:
         """Close the connection: what still waits for an answer raises `LatentryError` with CANCELLED. A later call
         opens it again."""
+        if self._coalescer is not None and self._coalescer.loop is asyncio.get_running_loop():
+            self._coalescer.close()
         channel, self._channel = self._channel, None
         if channel is not None and self._loop is asyncio.get_running_loop():
             await channel.close(None)
@@ -92,6 +98,7 @@ class AsyncClient(Target):
                 temperature=temperature,
                 resize=resize,
             ),
+            at_once=at_hand(images),
         )
 
     async def decode(
@@ -99,7 +106,9 @@ class AsyncClient(Target):
     ) -> Pictures:
         """See `Client.decode`."""
         model = await self._model()
-        return await self._drive(model, plans.decode(model, latents, classes=classes, dtype=dtype))
+        return await self._drive(
+            model, plans.decode(model, latents, classes=classes, dtype=dtype), at_once=at_hand(latents)
+        )
 
     async def sample(
         self,
@@ -127,7 +136,7 @@ class AsyncClient(Target):
             dtype=dtype,
         )
         model = await self._model()
-        return await self._drive(model, plans.sample(model, ask))
+        return await self._drive(model, plans.sample(model, ask), at_once=True)
 
     def stream_sample(
         self,
@@ -183,7 +192,7 @@ class AsyncClient(Target):
             dtype=dtype,
         )
         model = await self._model()
-        return await self._drive(model, plans.interpolate(model, ask))
+        return await self._drive(model, plans.interpolate(model, ask), at_once=at_hand(key_frames))
 
     def stream_interpolate(
         self,
@@ -239,6 +248,7 @@ class AsyncClient(Target):
                 dtype=dtype,
                 scores_only=scores_only,
             ),
+            at_once=at_hand(images),
         )
 
     async def edit(
@@ -268,6 +278,7 @@ class AsyncClient(Target):
                 resize=resize,
                 dtype=dtype,
             ),
+            at_once=at_hand(base, plus, minus),
         )
 
     async def neighbours(
@@ -301,18 +312,23 @@ class AsyncClient(Target):
                 resize=resize,
                 dtype=dtype,
             ),
+            at_once=at_hand(base, directions),
         )
 
     async def _model(self) -> asks.Model:
-        return asks.Model(self._selector, await self.info())
+        return asks.Model(self._selector, self._info or await self.info())
 
-    async def _drive(self, model: asks.Model, plan: plans.Plan[T]) -> T:
+    async def _drive(self, model: asks.Model, plan: plans.Plan[T], *, at_once: bool = False) -> T:
+        """The result of a plan. It begins in a thread, where files are read and large ones fitted, or `at_once`."""
         try:
-            call = await asyncio.to_thread(_begin, plan)  # reads files, and fits large ones
-            stub, digest = vae_pb2_grpc.VaeServiceStub(await self._open()), model.digest()
+            call = next(plan) if at_once else await asyncio.to_thread(_begin, plan)
+            digest = model.digest()
             while True:
                 try:
-                    reply = await self._call(stub, *call)
+                    if isinstance(call, Piece):
+                        reply: Any = await self._coalescing().ask(call, model.info, self.timeout_s)
+                    else:
+                        reply = await self._call(await self._open(), *call)
                     digest = self._same_model(digest, reply)
                 except LatentryError as error:
                     call = plan.throw(error)  # which says it of what the caller gave
@@ -330,7 +346,7 @@ class AsyncClient(Target):
         stream = await asyncio.to_thread(make, model)
         digest = model.digest()
         while (request := stream.request()) is not None:
-            rpc = getattr(vae_pb2_grpc.VaeServiceStub(await self._open()), stream.rpc)
+            rpc = getattr(await self._open(), stream.rpc)
             call = rpc(request, timeout=self.timeout_s, metadata=self._metadata)
             try:
                 while (reply := await _unless_closed(call.read())) is not grpc.aio.EOF:  # type: ignore[attr-defined]
@@ -346,12 +362,26 @@ class AsyncClient(Target):
             finally:
                 call.cancel()
 
-    async def _open(self) -> grpc.aio.Channel:
-        most = (await self.info()).limits.max_message_bytes
+    async def _open(self) -> Any:
+        """The stub of a channel with the limits of the model."""
+        most = (self._info or await self.info()).limits.max_message_bytes
         loop = asyncio.get_running_loop()
         if self._channel is None or self._channel_bytes != most or self._loop is not loop:
             self._channel, self._channel_bytes, self._loop = self._connect(self._options(most)), most, loop
-        return self._channel
+            self._stub = vae_pb2_grpc.VaeServiceStub(self._channel)
+        return self._stub
+
+    def _coalescing(self) -> AsyncCoalescer:
+        """Of this event loop."""
+        loop = asyncio.get_running_loop()
+        if self._coalescer is None or self._coalescer.loop is not loop:
+            self._coalescer = AsyncCoalescer(self._send, self._refusal, merge=self._coalesce)
+        return self._coalescer
+
+    async def _send(self, together: Sequence[Piece], timeout_s: float) -> Any:
+        rpc = getattr(await self._open(), together[0].rpc)
+        request = together[0].request(self._selector, together)
+        return await rpc(request, timeout=timeout_s, metadata=self._metadata)
 
     def _connect(self, options: list[tuple[str, Any]]) -> grpc.aio.Channel:
         if self._credentials is None:
@@ -366,7 +396,7 @@ class AsyncClient(Target):
             raise self._refusal(error.code(), error.details() or "") from error
 
 
-def _begin(plan: plans.Plan[Any]) -> tuple[str, Any]:
+def _begin(plan: plans.Plan[Any]) -> Piece | tuple[str, Any]:
     """The first call of a plan; every plan has one."""
     return next(plan)
 

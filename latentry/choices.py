@@ -21,7 +21,10 @@ ClassInput: TypeAlias = "str | int | Sequence[str] | Sequence[int]"
 
 RESIZES: Mapping[str | None, pb.Resize] = dict([(None, pb.RESIZE_UNSPECIFIED), *words.RESIZES.items()])
 PRIORS: Mapping[str | None, pb.Prior] = dict([(None, pb.PRIOR_UNSPECIFIED), *words.PRIORS.items()])
-FORMATS = {"uint8": pb.IMAGE_FORMAT_RAW_UINT8, "float32": pb.IMAGE_FORMAT_RAW_FLOAT32}
+_OUTPUTS = {
+    "uint8": pb.ImageOutput(format=pb.IMAGE_FORMAT_RAW_UINT8),
+    "float32": pb.ImageOutput(format=pb.IMAGE_FORMAT_RAW_FLOAT32),
+}
 
 
 def one_of(name: str, value: str | None, known: Mapping[Any, Any]) -> Any:
@@ -33,7 +36,8 @@ def one_of(name: str, value: str | None, known: Mapping[Any, Any]) -> Any:
 
 def output(dtype: str) -> pb.ImageOutput:
     """The form of the images in a reply."""
-    return pb.ImageOutput(format=one_of("dtype", dtype, FORMATS))
+    form: pb.ImageOutput = one_of("dtype", dtype, _OUTPUTS)
+    return form
 
 
 def seed(value: int | None) -> int | None:
@@ -82,24 +86,33 @@ class Classes:
 
     def one(self) -> pb.Classes | None:
         """Those of a call that wants one class."""
-        return self._message(slice(None))
+        return self._message(self.each)
+
+    @property
+    def named(self) -> bool:
+        """Whether they are names."""
+        return self.each is not None and all(isinstance(one, str) for one in self.each)
 
     def part(self, part: slice, items: int) -> pb.Classes | None:
         """Those of this part of so many items."""
-        if self.each is not None and len(self.each) not in (1, items):
+        return self._message(self.these(part, items))
+
+    def these(self, part: slice, items: int) -> list[str] | list[int] | None:
+        """The same, as they were given."""
+        if self.each is None:
+            return None
+        if len(self.each) not in (1, items):
             raise ValueError(f"classes: got {len(self.each)}, wanted one for all or {items}")
-        return self._message(part if self.each is not None and len(self.each) > 1 else slice(None))
+        return self.each[part] if len(self.each) > 1 else self.each
 
     def start(self, part: slice) -> int:
         """Which of them is the first of this part."""
         return part.start if self.each is not None and len(self.each) > 1 else 0
 
-    def _message(self, part: slice) -> pb.Classes | None:
-        if self.each is None:
+    def _message(self, these: Any) -> pb.Classes | None:
+        if these is None:
             return None
-        named = all(isinstance(one, str) for one in self.each)
-        these: Any = self.each[part]
-        return pb.Classes(names=these) if named else pb.Classes(indices=these)
+        return pb.Classes(names=these) if self.named else pb.Classes(indices=these)
 
 
 def classes(given: ClassInput | None) -> Classes:

@@ -9,8 +9,9 @@ there yet, or going away, is tried again with growing pauses. Knows nothing of h
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -19,8 +20,10 @@ import numpy.typing as npt
 
 from latentry import asks, plans, streams
 from latentry.choices import ClassInput, Dtype
+from latentry.coalescing import Coalescer
 from latentry.inputs import ImageInput, Input
 from latentry.pictures import Edited, Pictures, Posterior, Reconstruction
+from latentry.pieces import Piece
 from latentry.plaintext import insecure_options
 from latentry.target import LatentryError, Target
 from latentry.v1 import vae_pb2 as pb
@@ -31,7 +34,8 @@ T = TypeVar("T")
 
 
 class Client(Target):
-    """Calls a Latentry server; for threads to share. A context manager, or `close` it.
+    """Calls a Latentry server; for threads to share, whose small calls travel together. A context manager, or `close`
+    it.
 
     Every call raises `LatentryError` when the server refuses it, and `ValueError` for what cannot be sent.
 
@@ -44,6 +48,9 @@ class Client(Target):
     """
 
     _channel: grpc.Channel | None = None
+    _stub: Any = None  # of the channel
+    _coalescer: Coalescer | None = None
+    _pid = 0  # of the process that it is for
 
     def __enter__(self) -> Client:
         return self
@@ -54,6 +61,8 @@ class Client(Target):
     def close(self) -> None:
         """Close the connection: what other threads still wait for raises `LatentryError` with CANCELLED. A later call
         opens it again."""
+        if self._coalescer is not None:
+            self._coalescer.close()
         with self._lock:
             if self._channel is not None:
                 self._channel.close()
@@ -380,10 +389,13 @@ class Client(Target):
     def _drive(self, model: asks.Model, plan: plans.Plan[T]) -> T:
         try:
             call = next(plan)
-            stub, digest = vae_pb2_grpc.VaeServiceStub(self._open()), model.digest()
+            digest = model.digest()
             while True:
                 try:
-                    reply = self._call(stub, *call)
+                    if isinstance(call, Piece):
+                        reply: Any = self._coalescing().ask(call, model.info, self.timeout_s)
+                    else:
+                        reply = self._call(self._open(), *call)
                     digest = self._same_model(digest, reply)
                 except LatentryError as error:
                     call = plan.throw(error)  # which says it of what the caller gave
@@ -399,7 +411,7 @@ class Client(Target):
     def _stream(self, model: asks.Model, stream: streams.Stream) -> Generator[Pictures, None, None]:
         digest = model.digest()
         while (request := stream.request()) is not None:
-            rpc = getattr(vae_pb2_grpc.VaeServiceStub(self._open()), stream.rpc)
+            rpc = getattr(self._open(), stream.rpc)
             try:
                 call = rpc(request, timeout=self.timeout_s, metadata=self._metadata)
             except ValueError as error:  # what gRPC says of a channel that another thread has closed
@@ -418,21 +430,49 @@ class Client(Target):
             finally:
                 call.cancel()
 
-    def _open(self) -> grpc.Channel:
+    def _open(self) -> Any:
+        """The stub of a channel with the limits of the model."""
         most = self.info().limits.max_message_bytes
         with self._lock:
             if self._channel is None or self._channel_bytes != most:
                 self._channel, self._channel_bytes = self._connect(self._options(most)), most
-            return self._channel
+                self._stub = vae_pb2_grpc.VaeServiceStub(self._channel)
+            return self._stub
+
+    def _coalescing(self) -> Coalescer:
+        """Of this process: one that was forked waits for nothing that its parent has sent."""
+        if self._coalescer is None or self._pid != os.getpid():
+            with self._lock:
+                if self._coalescer is None or self._pid != os.getpid():
+                    self._coalescer = Coalescer(self._send, self._start, self._refusal, merge=self._coalesce)
+                    self._pid = os.getpid()
+        return self._coalescer
+
+    def _send(self, together: Sequence[Piece], timeout_s: float) -> Any:
+        request = together[0].request(self._selector, together)
+        return self._call(self._open(), together[0].rpc, request, timeout_s)
+
+    def _start(self, together: Sequence[Piece], timeout_s: float) -> Any:
+        """Not with `_open`, which may have to ask about the model first: gRPC's thread is not to wait for that."""
+        with self._lock:
+            if self._channel is None:
+                raise LatentryError(grpc.StatusCode.CANCELLED, "the client was closed")
+            rpc = getattr(self._stub, together[0].rpc)
+        request = together[0].request(self._selector, together)
+        try:
+            return rpc.future(request, timeout=timeout_s, metadata=self._metadata)
+        except ValueError as error:  # what gRPC says of a channel that another thread has closed
+            raise LatentryError(grpc.StatusCode.CANCELLED, "the client was closed") from error
 
     def _connect(self, options: list[tuple[str, Any]]) -> grpc.Channel:
         if self._credentials is None:
             return grpc.insecure_channel(self.target, options + insecure_options(self.target))
         return grpc.secure_channel(self.target, self._credentials, options)
 
-    def _call(self, stub: Any, rpc: str, request: Any) -> Any:
+    def _call(self, stub: Any, rpc: str, request: Any, timeout_s: float | None = None) -> Any:
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
         try:
-            return getattr(stub, rpc)(request, timeout=self.timeout_s, metadata=self._metadata)
+            return getattr(stub, rpc)(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise self._refusal(error.code(), error.details() or "") from error
         except ValueError as error:  # what gRPC says of a channel that another thread has closed

@@ -26,6 +26,7 @@ Input: TypeAlias = "ImageInput | Sequence[npt.NDArray[Any]] | Sequence[Sequence[
 
 _OVERHEAD_BYTES = 32 << 10  # names, shapes and tags of a request
 _ITEM_OVERHEAD_BYTES = 8  # tag and length of one image
+_SMALL_BYTES = 1 << 20
 _IMAGES = "images as an array [N, H, W, C] or [N, H, W], or as Pillow images, paths or bytes"
 # Modes that PNG does not hold, and those that say the same. What it holds, 16 bits included, the server reads.
 _PNG_MODES = {"CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB", "LAB": "RGB", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB"}
@@ -91,10 +92,12 @@ class Latents:
 
     def parts(self, info: pb.ModelInfo, reserved: int = 0) -> list[slice]:
         """The parts that requests can hold; one part at least, so that the server can say what is wrong with none."""
-        item_bytes = max(4 * self.items.shape[1] + _ITEM_OVERHEAD_BYTES, 1)
+        count, item_bytes = len(self), max(4 * self.items.shape[1] + _ITEM_OVERHEAD_BYTES, 1)
         fit = max((room(info) - reserved) // item_bytes, 1)
         most = min(info.limits.max_items, fit)
-        return [slice(at, min(at + most, len(self))) for at in range(0, max(len(self), 1), most)]
+        if count <= most:
+            return [slice(0, count)]
+        return [slice(at, min(at + most, count)) for at in range(0, count, most)]
 
     def size(self) -> int:
         """Bytes of all of them in a request."""
@@ -103,6 +106,11 @@ class Latents:
     def place(self, at: int) -> str:
         """How errors point to one of them."""
         return f"[{at}]"
+
+
+def at_hand(*given: object) -> bool:
+    """Whether reading these takes no longer than passing them to a thread: small arrays do, and what is None."""
+    return all(each is None or (isinstance(each, np.ndarray) and each.nbytes <= _SMALL_BYTES) for each in given)
 
 
 def room(info: pb.ModelInfo) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from latentry.pictures import Array
@@ -15,7 +17,12 @@ def write_tensor(array: Array) -> pb.Tensor:
     if array.dtype != np.uint8:
         array = array.astype("<f4", copy=False)
     dtype = pb.DATA_TYPE_UINT8 if array.dtype == np.uint8 else pb.DATA_TYPE_FLOAT32
-    return pb.Tensor(dtype=dtype, shape=array.shape, data=array.tobytes())
+    return tensor_of(dtype, array.shape, array.tobytes())
+
+
+def tensor_of(dtype: pb.DataType, shape: Sequence[int], data: bytes) -> pb.Tensor:
+    """The message of a tensor's bytes."""
+    return pb.Tensor(dtype=dtype, shape=shape, data=data)
 
 
 def read_tensor(tensor: pb.Tensor) -> Array:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from types import TracebackType
+from typing import TypeAlias
 
 from latentry.inputs import Images, Latents
 from latentry.target import LatentryError
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
 
 Given: TypeAlias = "Mapping[str, Images | Latents]"  # by their fields in a request: images, plus_images, minus_images
 
@@ -35,11 +32,20 @@ def in_words_of_caller(message: str, given: Given, start: int = 0, first_class: 
     return _LATENT.sub(lambda one: f"{one[1]}{int(one[2]) + start}", message)
 
 
-@contextmanager
-def told(given: Given, start: int = 0, first_class: int = 0) -> Generator[None]:
-    """What is raised about a part of a call, said of the whole."""
-    try:
-        yield
-    except LatentryError as error:
-        message = in_words_of_caller(error.message, given, start, first_class)
-        raise LatentryError(error.code, message) from error.__cause__
+class Told:
+    """A context in which what is raised about a part of a call is said of the whole."""
+
+    __slots__ = ("_first_class", "_given", "_start")
+
+    def __init__(self, given: Given, start: int = 0, first_class: int = 0) -> None:
+        self._given = given
+        self._start = start
+        self._first_class = first_class
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if isinstance(error, LatentryError):
+            message = in_words_of_caller(error.message, self._given, self._start, self._first_class)
+            raise LatentryError(error.code, message) from error.__cause__

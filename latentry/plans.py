@@ -1,30 +1,33 @@
 """What the client's calls say and in what order, apart from how they travel: `Client` and `AsyncClient` share this.
 
-A plan is a generator: it yields the name of a call and its request, is sent the reply or thrown the `LatentryError`,
-and returns the result. What is larger than the model's limits is split into several calls, which the caller does not
+A plan is a generator: it yields what is to be asked, is sent the answer or thrown the `LatentryError`, and returns the
+result. What is larger than the model's limits is split into several calls, which the caller does not
 notice. `Client` says what each plan promises.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from latentry import choices, inputs, replies
+from latentry import choices, inputs, pieces, replies
 from latentry.asks import Model, Samples, Walk, check_room
 from latentry.choices import ClassInput, Dtype
 from latentry.fitting import Fitting
 from latentry.inputs import ImageInput, Images, Input, Latents
 from latentry.pictures import Edited, Pictures, Posterior, Reconstruction
-from latentry.places import told
+from latentry.pieces import Answer, Piece
+from latentry.places import Told
 from latentry.v1 import vae_pb2 as pb
 from latentry.words import Resize
 
 T = TypeVar("T")
-Plan: TypeAlias = Generator[tuple[str, Any], Any, T]
+# It yields a piece, and is sent its `Answer`; or an rpc and its request, and is sent the reply.
+Plan: TypeAlias = Generator["Piece | tuple[str, Any]", Any, T]
 
 
 def encode(
@@ -45,56 +48,53 @@ def encode(
     asked = choices.classes(classes)
     if seed is None:
         choices.unused_without_seed(first_index=(first, 0), temperature=(temperature, 1.0))
-    answers: list[pb.EncodeResponse] = []
+    scale = None if seed is None else choices.number("temperature", temperature)
+    options = {"resize": choices.one_of("resize", resize, choices.RESIZES), "temperature": scale}
+    answers: list[Answer] = []
     for part in given.parts(model.info):
-        request = pb.EncodeRequest(
-            model=model.selector,
-            resize=choices.one_of("resize", resize, choices.RESIZES),
-            classes=asked.part(part, len(given)),
-            seed=choices.seed(seed),
-            first_index=0 if seed is None else first + part.start,
-            temperature=None if seed is None else choices.number("temperature", temperature),
-            **given.fields(part),
-        )
-        with told({"images": given}, part.start, asked.start(part)):
-            answers.append((yield "Encode", request))
-    mean, logvar = replies.joined(answers, "mean"), replies.joined(answers, "logvar")
-    draws = None if seed is None else replies.joined(answers, "latents")
-    return Posterior(mean, logvar, draws, seed, replies.model_ref(answers), replies.provenance(answers))
+        piece = pieces.encode(given.items[part], asked, part, len(given), choices.seed(seed), first, options)
+        with Told({"images": given}, part.start, asked.start(part)):
+            answers.append((yield piece))
+    draws = None if seed is None else pieces.joined(answers, "latents")
+    return Posterior(
+        pieces.joined(answers, "mean"),
+        pieces.joined(answers, "logvar"),
+        draws,
+        seed,
+        answers[0].model,
+        pieces.provenance(answers),
+    )
 
 
 def decode(model: Model, latents: npt.ArrayLike, *, classes: ClassInput | None, dtype: Dtype) -> Plan[Pictures]:
     """Decode any number of latents [N, Z]."""
     given, asked = inputs.read_latents(latents), choices.classes(classes)
-    answers: list[pb.DecodeResponse] = []
+    options = {"output": choices.output(dtype)}
+    answers: list[Answer] = []
     for part in given.parts(model.info):
-        request = pb.DecodeRequest(
-            model=model.selector,
-            output=choices.output(dtype),
-            classes=asked.part(part, len(given)),
-            **given.fields(part),
-        )
-        with told({}, part.start, asked.start(part)):
-            answers.append((yield "Decode", request))
-    return replies.pictures(answers, latents=given.items)
+        piece = pieces.decode(given.items[part], asked, part, len(given), dtype, options)
+        with Told({}, part.start, asked.start(part)):
+            answers.append((yield piece))
+    images = pieces.joined(answers, "images")
+    return Pictures(images, given.items, None, answers[0].model, pieces.provenance(answers))
 
 
 def sample(model: Model, ask: Samples) -> Plan[Pictures]:
-    """Draw any number of images; without a seed the server chooses one, for all of them."""
-    answers: list[pb.SampleResponse] = []
-    most, seed = model.info.limits.max_items, ask.seed
+    """Draw any number of images; without a seed, of one that is drawn here, for all of them."""
+    answers: list[Answer] = []
+    most = model.info.limits.max_items
+    seed = secrets.randbits(64) if ask.seed is None else ask.seed
     for at in range(0, max(ask.count, 1), most):
-        request = ask.request(model.selector, at, most, seed)
-        with told({}, at, ask.classes.start(slice(at, None))):
-            answers.append((yield "Sample", request))
-        seed = answers[0].seed
-    return replies.pictures(answers, seed)
+        with Told({}, at, ask.classes.start(slice(at, None))):
+            answers.append((yield ask.piece(at, most, seed)))
+    images, latents = pieces.joined(answers, "images"), pieces.joined(answers, "latents")
+    return Pictures(images, latents, seed, answers[0].model, pieces.provenance(answers))
 
 
 def interpolate(model: Model, ask: Walk) -> Plan[Pictures]:
     """Walk from key frame to key frame."""
     request, given = ask.request(model)
-    with told({"images": given}):
+    with Told({"images": given}):
         reply: pb.InterpolateResponse = yield "Interpolate", request
     return replies.pictures([reply])
 
@@ -130,7 +130,7 @@ def reconstruct(
             omit_images=scores_only,
             **given.fields(part),
         )
-        with told({"images": given}, part.start, asked.start(part)):
+        with Told({"images": given}, part.start, asked.start(part)):
             answers.append((yield "Reconstruct", request))
     shape = model.info.image_shape
     return Reconstruction(
@@ -173,7 +173,7 @@ def edit(
             classes=asked.part(part, len(given)),
             **given.fields(part),
         )
-        with told({"images": given, **examples}, part.start, asked.start(part)):
+        with Told({"images": given, **examples}, part.start, asked.start(part)):
             answers.append((yield "Edit", request))
     made = replies.pictures(answers)
     applied = {each.name: each.amount for each in answers[0].attributes}
@@ -207,7 +207,7 @@ def neighbours(
         **_layout(grid, spacing, directions, walk, step),
         **given.fields(slice(None)),
     )
-    with told({"images": given}):
+    with Told({"images": given}):
         reply: pb.NeighboursResponse = yield "Neighbours", request
     return replies.pictures([reply], reply.seed)
 

@@ -10,6 +10,7 @@ import numpy as np
 from latentry.messages import read_tensor
 from latentry.pictures import Array, Pictures
 from latentry.provenance import ModelRef, Provenance, Timings
+from latentry.v1 import vae_pb2 as pb
 
 
 def joined(replies: Sequence[Any], field: str) -> Array:
@@ -41,9 +42,20 @@ def model_ref(replies: Sequence[Any]) -> ModelRef:
 
 def provenance(replies: Sequence[Any]) -> Provenance:
     """How the replies were made, all together."""
-    each = [reply.provenance for reply in replies]
+    return together([_provenance(reply.provenance) for reply in replies])
+
+
+def together(each: Sequence[Provenance]) -> Provenance:
+    """How what is made of several was made."""
+    if len(each) == 1:
+        return each[0]
     times = [sum(getattr(one.timings, name) for one in each) for name in Timings.__dataclass_fields__]
     return Provenance(_all(one.provider for one in each), _all(one.precision for one in each), Timings(*times))
+
+
+def _provenance(said: pb.Provenance) -> Provenance:
+    at = said.timings
+    return Provenance(said.provider, said.precision, Timings(at.queue_s, at.inference_s, at.codec_s, at.total_s))
 
 
 def _all(names: Iterable[str]) -> str:

@@ -63,6 +63,7 @@ class Target:
         token: str | None = None,
         tls: grpc.ChannelCredentials | bool = False,
         timeout_s: float = 60.0,
+        coalesce: bool = True,
     ) -> None:
         """Connect to `target` ("host:port") when first called; `timeout_s` bounds each call, retries included, and of
         a stream the wait for its next part.
@@ -70,8 +71,9 @@ class Target:
         `model`, and `version` or `label`, choose among the server's models; by default its default model, newest
         version. `background` calls run when no interactive ones wait. `tls` is True to trust the authorities that gRPC
         trusts, or what `grpc.ssl_channel_credentials` makes of others and of a certificate of one's own. A `token`
-        goes with every call, and over TLS only, unless the target is this machine. Raises `ValueError` for what cannot
-        be.
+        goes with every call, and over TLS only, unless the target is this machine. `coalesce` sends small calls of
+        `encode`, `decode` and `sample` that are made at the same time in one request, several times faster than in one
+        each. Raises `ValueError` for what cannot be.
         """
         if version is not None and label is not None:
             raise ValueError(f"version and label: got {version} and {label!r}, wanted one of them")
@@ -89,6 +91,7 @@ class Target:
         self._metadata += [("authorization", f"Bearer {token}")] if token is not None else []
         self._credentials = grpc.ssl_channel_credentials() if tls is True else tls or None
         self._info: pb.ModelInfo | None = None
+        self._coalesce = coalesce
         self._lock = threading.Lock()
         self._channel_bytes = 0  # the message limit that the channel was opened with
 

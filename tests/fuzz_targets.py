@@ -1,6 +1,6 @@
 """What strangers' bytes reach first, each as a function that atheris can drive: the codec and the manifest reader.
 
-    python tests/fuzz_targets.py TARGET [-runs=N] [-max_total_time=SECONDS] [any other flag of libFuzzer]
+    python tests/fuzz_targets.py TARGET[,TARGET ...] [-runs=N] [-max_total_time=SECONDS] [any other flag of libFuzzer]
 
 A target may return or meet the one documented refusal; whatever else it raises is a finding. Without atheris the
 targets are plain functions of bytes, which is how tests call them with what was found.
@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 _MEASURED = ["serving.api.codec", "latentry.manifest", "latentry.pixels", "PIL"]  # where new branches are looked for
 
@@ -266,18 +267,31 @@ _MUTATORS = {"parse": _mutate_json, "folder": _mutate_json, "tensor": _mutate_te
 
 
 def main() -> None:
-    """Fuzz the target that the command line names."""
-    if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
+    """Fuzz the targets that the command line names, one after another, each in a process of its own: libFuzzer ends
+    the one that it runs in. All of them begin where this one is, which has spent seconds on instrumenting the code.
+    """
+    names, flags = sys.argv[1:2], sys.argv[2:]
+    names = names and names[0].split(",")
+    if not names or not {*names} <= TARGETS.keys():
         sys.exit(f"{__doc__}\nTARGET is one of {', '.join(TARGETS)}.")
+    for name in names:
+        child = os.fork()
+        if not child:
+            _fuzz(name, flags)
+        if status := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+            sys.exit(f"{name}: exit status {status}")
+
+
+def _fuzz(name: str, flags: list[str]) -> NoReturn:
     import atheris
 
-    name, flags = sys.argv[1], sys.argv[2:]
     mutator = {"custom_mutator": _MUTATORS[name]} if name in _MUTATORS else {}
     with tempfile.TemporaryDirectory() as corpus:
         for i, seed in enumerate(seeds(name)):
             Path(corpus, str(i)).write_bytes(seed)
         atheris.Setup([sys.argv[0], *flags, "-timeout=20", "-rss_limit_mb=2048", corpus], TARGETS[name], **mutator)
         atheris.Fuzz()
+    raise AssertionError("libFuzzer has come back")
 
 
 if __name__ == "__main__":

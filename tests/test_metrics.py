@@ -94,7 +94,7 @@ def test_a_fault_of_ours_is_internal_and_tells_nothing(
     def fail(*args: Any) -> Any:
         raise RuntimeError("the secret of /root")
 
-    monkeypatch.setattr("serving.latents.noise.standard_normals", fail)
+    monkeypatch.setattr("serving.latents.noise.uniforms", fail)
     with grpc.insecure_channel(f"localhost:{service.port}") as channel:
         stub = vae_pb2_grpc.VaeServiceStub(channel)
         with pytest.raises(grpc.RpcError) as caught:

@@ -278,7 +278,7 @@ class ModelInfo(_message.Message):
     def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., state: _Optional[_Union[ModelState, str]] = ..., image_shape: _Optional[_Union[ImageShape, _Mapping]] = ..., latent_dim: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., likelihood: _Optional[_Union[Likelihood, _Mapping]] = ..., class_labels: _Optional[_Iterable[str]] = ..., version_labels: _Optional[_Iterable[str]] = ..., evaluation: _Optional[_Mapping[str, float]] = ..., provider: _Optional[str] = ..., precision: _Optional[str] = ..., precisions: _Optional[_Iterable[str]] = ..., refused_versions: _Optional[_Iterable[_Union[RefusedVersion, _Mapping]]] = ..., provenance_json: _Optional[str] = ..., classes: _Optional[int] = ..., attributes: _Optional[_Iterable[_Union[Attribute, _Mapping]]] = ..., prior: _Optional[str] = ...) -> None: ...
 
 class EncodeRequest(_message.Message):
-    __slots__ = ("model", "images", "resize", "seed", "first_index", "temperature", "classes")
+    __slots__ = ("model", "images", "resize", "seed", "first_index", "temperature", "classes", "spans")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     RESIZE_FIELD_NUMBER: _ClassVar[int]
@@ -286,6 +286,7 @@ class EncodeRequest(_message.Message):
     FIRST_INDEX_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
     model: ModelSelector
     images: Images
     resize: Resize
@@ -293,7 +294,8 @@ class EncodeRequest(_message.Message):
     first_index: int
     temperature: float
     classes: Classes
-    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., resize: _Optional[_Union[Resize, str]] = ..., seed: _Optional[int] = ..., first_index: _Optional[int] = ..., temperature: _Optional[float] = ..., classes: _Optional[_Union[Classes, _Mapping]] = ...) -> None: ...
+    spans: _containers.RepeatedCompositeFieldContainer[SeedSpan]
+    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., resize: _Optional[_Union[Resize, str]] = ..., seed: _Optional[int] = ..., first_index: _Optional[int] = ..., temperature: _Optional[float] = ..., classes: _Optional[_Union[Classes, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[SeedSpan, _Mapping]]] = ...) -> None: ...
 
 class EncodeResponse(_message.Message):
     __slots__ = ("model", "mean", "logvar", "latents", "seed", "provenance")
@@ -333,8 +335,18 @@ class DecodeResponse(_message.Message):
     provenance: Provenance
     def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ...) -> None: ...
 
+class SeedSpan(_message.Message):
+    __slots__ = ("seed", "first_index", "count")
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    FIRST_INDEX_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    seed: int
+    first_index: int
+    count: int
+    def __init__(self, seed: _Optional[int] = ..., first_index: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+
 class SampleRequest(_message.Message):
-    __slots__ = ("model", "count", "seed", "first_index", "temperature", "output", "truncation", "truncation_mode", "classes", "prior")
+    __slots__ = ("model", "count", "seed", "first_index", "temperature", "output", "truncation", "truncation_mode", "classes", "prior", "spans")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
@@ -345,6 +357,7 @@ class SampleRequest(_message.Message):
     TRUNCATION_MODE_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     PRIOR_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
     model: ModelSelector
     count: int
     seed: int
@@ -355,7 +368,8 @@ class SampleRequest(_message.Message):
     truncation_mode: Truncation
     classes: Classes
     prior: Prior
-    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., first_index: _Optional[int] = ..., temperature: _Optional[float] = ..., output: _Optional[_Union[ImageOutput, _Mapping]] = ..., truncation: _Optional[float] = ..., truncation_mode: _Optional[_Union[Truncation, str]] = ..., classes: _Optional[_Union[Classes, _Mapping]] = ..., prior: _Optional[_Union[Prior, str]] = ...) -> None: ...
+    spans: _containers.RepeatedCompositeFieldContainer[SeedSpan]
+    def __init__(self, model: _Optional[_Union[ModelSelector, _Mapping]] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., first_index: _Optional[int] = ..., temperature: _Optional[float] = ..., output: _Optional[_Union[ImageOutput, _Mapping]] = ..., truncation: _Optional[float] = ..., truncation_mode: _Optional[_Union[Truncation, str]] = ..., classes: _Optional[_Union[Classes, _Mapping]] = ..., prior: _Optional[_Union[Prior, str]] = ..., spans: _Optional[_Iterable[_Union[SeedSpan, _Mapping]]] = ...) -> None: ...
 
 class SampleResponse(_message.Message):
     __slots__ = ("model", "images", "latents", "seed", "provenance")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.message import Message
 
 from latentry.v1 import vae_pb2 as pb
 from serving import call, likelihoods, scores
 from serving.api import codec, replies, requests
 from serving.api.codec_threads import Stopped
+from serving.api.wire import Reply
 from serving.api.work import Work
 from serving.batches import Array
 from serving.latents import draws
+from serving.latents.draws import Span
 from serving.model import Float32s
 
 Float64s = npt.NDArray[np.float64]
@@ -23,7 +25,7 @@ Float64s = npt.NDArray[np.float64]
 _AT_ONCE = 1 << 16  # pixel values whose scores take less time than passing them to a thread
 
 
-async def reconstruct(request: pb.ReconstructRequest, work: Work) -> pb.ReconstructResponse:
+async def reconstruct(request: pb.ReconstructRequest, work: Work) -> Reply:
     """Answers one request."""
     codec.check_output(request.output)
     model, deadline = work.model, call.current().deadline
@@ -32,24 +34,23 @@ async def reconstruct(request: pb.ReconstructRequest, work: Work) -> pb.Reconstr
     classes = requests.read_classes(request.classes, len(images), work.about)
     seed = request.seed if request.HasField("seed") else None
     mean, logvar = await work.encode(images, classes)
-    z = mean if seed is None else draws.of_posterior(mean, logvar, seed, first, 1.0)
+    z = mean if seed is None else draws.of_posterior(mean, logvar, [Span(seed, first, len(mean))], 1.0)
     needed = likelihoods.outputs(work.about.likelihood, model.has_parameters)
     pixels = "mean" if codec.wants_floats(request.output) else "images"
     wanted = {"mean", *([needed] if needed else []), *([] if request.omit_images else [pixels])}
-    work.admit(len(z))
+    await work.admit(len(z))
     outputs = await model.decode_outputs(z, frozenset(wanted), deadline, classes)
-    reply = pb.ReconstructResponse(model=replies.ref(model), latents=codec.write_tensor(z), seed=seed)
     errors, likelihood = await _held_against(images, outputs, needed, work)
-    reply.squared_error.CopyFrom(_floats(errors))
+    fields: dict[str, Message | Array] = {"latents": z, "squared_error": errors.astype(np.float32)}
     kl = await _kl(mean, logvar, None if seed is None else z, work)
     if kl is not None:
-        reply.kl.CopyFrom(_floats(kl))
+        fields["kl"] = kl.astype(np.float32)
         if likelihood is not None:
-            reply.elbo.CopyFrom(_floats(likelihood - kl))
+            fields["elbo"] = (likelihood - kl).astype(np.float32)
     if not request.omit_images:
-        reply.images.CopyFrom(await work.write_images(outputs[pixels], request.output))
-    reply.provenance.CopyFrom(replies.provenance(model))
-    return reply
+        fields["images"] = await work.write_images(outputs[pixels], request.output)
+    message = pb.ReconstructResponse(model=replies.ref(model), seed=seed, provenance=replies.provenance(model))
+    return Reply(message, **fields)
 
 
 async def _kl(mean: Float32s, logvar: Float32s, draw: Float32s | None, work: Work) -> Float64s | None:
@@ -80,7 +81,3 @@ async def _held_against(
         if math.prod(images.shape) <= _AT_ONCE:
             return measure()
         return await work.codec_threads.run(measure, sum(each.nbytes for each in outputs.values()))
-
-
-def _floats(values: npt.NDArray[Any]) -> pb.Tensor:
-    return codec.write_tensor(values.astype(np.float32))

@@ -18,7 +18,7 @@ from latentry.manifest import Manifest
 from latentry.printable import plain
 from latentry.v1 import vae_pb2 as pb
 from serving.errors import InvalidArgument
-from serving.latents.draws import Draw
+from serving.latents.draws import Draw, Span
 from serving.latents.paths import Opposite, Path
 from serving.model import Model
 
@@ -67,9 +67,11 @@ def read_seed(request: pb.SampleRequest | pb.NeighboursRequest) -> int:
     return request.seed if request.HasField("seed") else secrets.randbits(64)
 
 
-def read_draw(request: pb.SampleRequest, model: Model, most: int) -> Draw:
-    """What is to be drawn, at most so many images."""
-    count = read_count(request.count, most)
+def read_draw(request: pb.SampleRequest, model: Model, most: int, *, streamed: bool = False) -> Draw:
+    """What is to be drawn, at most so many images; `streamed` ones are of one seed."""
+    if streamed and request.spans:
+        raise InvalidArgument("spans", f"{len(request.spans)} of them", "none: a stream is of one seed")
+    spans = _read_sample_spans(request, most)
     bound = None
     if request.HasField("truncation"):
         bound = _within("truncation", request.truncation, MIN_TRUNCATION, MAX_TRUNCATION)
@@ -77,15 +79,51 @@ def read_draw(request: pb.SampleRequest, model: Model, most: int) -> Draw:
         wanted = "TRUNCATION_RESAMPLE (1) or TRUNCATION_CLAMP (2)"
         raise InvalidArgument("truncation_mode", request.truncation_mode, wanted)
     return Draw(
-        seed=read_seed(request),
-        first=read_first_index(request.first_index, count),
-        count=count,
+        spans=spans,
         temperature=read_temperature(request),
         bound=bound,
         clamp=request.truncation_mode == pb.TRUNCATION_CLAMP,
         fitted=_read_prior(request.prior, model),
-        classes=read_classes(request.classes, count, model.manifest),
+        classes=read_classes(request.classes, sum(span.count for span in spans), model.manifest),
     )
+
+
+def _read_sample_spans(request: pb.SampleRequest, most: int) -> list[Span]:
+    if request.spans:
+        if request.count:
+            raise InvalidArgument("count", request.count, "none beside spans")
+        return _read_spans(request, most)
+    count = read_count(request.count, most)
+    return [Span(read_seed(request), read_first_index(request.first_index, count), count)]
+
+
+def read_encode_spans(request: pb.EncodeRequest, items: int) -> list[Span]:
+    """The noise of each of so many images' draws; none if no draw is asked for."""
+    if request.spans:
+        spans = _read_spans(request, items)
+        total = sum(span.count for span in spans)
+        if total != items:
+            raise InvalidArgument("spans", f"{total} images", f"{items}, as there are")
+        return spans
+    first = read_first_index(request.first_index, items)
+    return [Span(request.seed, first, items)] if request.HasField("seed") else []
+
+
+def _read_spans(request: pb.SampleRequest | pb.EncodeRequest, most: int) -> list[Span]:
+    if request.HasField("seed"):
+        raise InvalidArgument("seed", request.seed, "none beside spans")
+    if request.first_index:
+        raise InvalidArgument("first_index", request.first_index, "none beside spans")
+    spans: list[Span] = []
+    left = most
+    for i, each in enumerate(request.spans):
+        field = f"spans[{i}]"
+        count = read_count(each.count, most, f"{field}.count")
+        if count > left:
+            raise InvalidArgument("spans", f"more than {most} images", f"at most {most} in all")
+        left -= count
+        spans.append(Span(each.seed, read_first_index(each.first_index, count, f"{field}.first_index"), count))
+    return spans
 
 
 def _read_prior(prior: int, model: Model) -> bool:

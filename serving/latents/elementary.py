@@ -24,10 +24,11 @@ _HALVINGS = 3  # of the angle, after which its tangent is below 0.2
 
 def polynomial(coefficients: Sequence[float], x: Float64s) -> Float64s:
     """By Horner's rule, the coefficient of the highest power first."""
-    total = np.full_like(x, coefficients[0])
-    for coefficient in coefficients[1:]:
-        total *= x
+    total = coefficients[0] * x
+    for coefficient in coefficients[1:-1]:
         total += coefficient
+        total *= x
+    total += coefficients[-1]
     return total
 
 

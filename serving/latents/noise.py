@@ -49,7 +49,7 @@ def standard_normals(seed: int, first: int, count: int, dim: int) -> Float32s:
 
     `seed` is 0 to 2^64 - 1, `first` 0 to 2^63 - 1.
     """
-    return normal_quantile(_uniforms(seed, first, count, dim)).astype(np.float32)
+    return standard(uniforms(seed, first, count, dim))
 
 
 def truncated_normals(seed: int, first: int, count: int, dim: int, bound: float, clamp: bool) -> Float32s:
@@ -59,10 +59,19 @@ def truncated_normals(seed: int, first: int, count: int, dim: int, bound: float,
     truncated normal distribution's function at its word, as if it had been drawn again until within: P(|z| <= x) =
     P(|N(0, 1)| <= x) / P(|N(0, 1)| <= bound).
     """
+    return truncated(uniforms(seed, first, count, dim), bound, clamp)
+
+
+def standard(u: Float64s) -> Float32s:
+    """The standard normal number of each of `uniforms`, each by itself: those of several seeds may go together."""
+    return normal_quantile(u).astype(np.float32)
+
+
+def truncated(u: Float64s, bound: float, clamp: bool) -> Float32s:
+    """The same within -bound to bound, as `truncated_normals` says."""
     limit = np.float32(bound)
     if clamp:
-        return np.clip(standard_normals(seed, first, count, dim), -limit, limit)
-    u = _uniforms(seed, first, count, dim)
+        return np.clip(standard(u), -limit, limit)
     beyond = _below(-float(limit))
     # The nearer tail's probability: a number close to 1 would keep less of it.
     z = normal_quantile(beyond + np.minimum(u, 1.0 - u) * (1.0 - 2.0 * beyond))
@@ -78,12 +87,15 @@ def normal_quantile(p: Float64s) -> Float64s:
     if tails.any():
         q, p = q[tails], p[tails]
         r = np.sqrt(-log(np.where(q < 0.0, p, 1.0 - p)))
-        magnitude = np.where(r <= 5.0, _ratio(_MIDDLE, r - 1.6), _ratio(_FAR, r - 5.0))
+        magnitude = _ratio(_MIDDLE, r - 1.6)
+        far = r > 5.0  # one in 36 thousand million
+        if far.any():
+            magnitude[far] = _ratio(_FAR, r[far] - 5.0)
         z[tails] = np.copysign(magnitude, q)
     return z
 
 
-def _uniforms(seed: int, first: int, count: int, dim: int) -> Float64s:
+def uniforms(seed: int, first: int, count: int, dim: int) -> Float64s:
     """One number in (0, 1) from each 64-bit word, [count, dim]."""
     counts_per_vector = -(-dim // _WORDS_PER_COUNT)
     start = first * counts_per_vector
