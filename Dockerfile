@@ -17,13 +17,15 @@ COPY serving serving
 COPY models models
 RUN python -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /dist .
 
-# Everything of the service is in one folder, /opt/latentry: no compiler, no torch, no training code.
+# Everything of the service is in one folder, /opt/latentry: no compiler, no torch, no training code. Compiled once, here:
+# who runs it cannot write there, so that every start would compile all of it, which takes longer than all the rest.
 FROM wheel AS serving-files
 ARG EXTRA=serving
 COPY constraints.txt ./
 RUN python -m pip --python /opt/latentry/bin/python install --no-cache-dir --no-compile \
       -c constraints.txt "$(echo /dist/*.whl)[${EXTRA}]" \
- && rm -r /opt/latentry/lib/python3*/site-packages/training
+ && rm -r /opt/latentry/lib/python3*/site-packages/training \
+ && /opt/latentry/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/latentry/lib
 
 FROM wheel AS training-files
 ARG TORCH_INDEX=

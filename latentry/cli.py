@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import gc
 import importlib
 import os
 import re
@@ -77,7 +78,9 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     _open_what_is_closed()
     try:
+        gc.disable()  # what is imported stays: looking for garbage in it is a tenth of the time
         module = importlib.import_module(command.module)
+        gc.enable()
         parser = argparse.ArgumentParser(
             f"latentry {name}", formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
         )

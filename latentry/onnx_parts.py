@@ -1,7 +1,7 @@
 """What an ONNX file is made of: its nodes and its tensors, also those of subgraphs and of functions.
 
 The file is parsed and looked at, never run; nothing outside it is read. Whether it is any good is not judged here.
-Imports `onnx` when first used, as that takes 15 ms.
+Imports protobuf when first used.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from latentry import onnx_message
 from latentry.manifest import ManifestError
 from latentry.onnx_functions import check_size, subgraphs
 from latentry.printable import plain
@@ -48,11 +49,10 @@ def parse(data: bytes, file: str) -> ModelProto:
     Raises `OnnxError` if it is not ONNX, cut short, or of more nodes than can be looked at in seconds.
     """
     from google.protobuf.message import DecodeError
-    from onnx import ModelProto
 
     what = f"{file}: not ONNX, or cut short: got {len(data)} bytes"
     try:
-        model = ModelProto.FromString(data)
+        model = onnx_message.model_type().FromString(data)
     except DecodeError as error:
         raise OnnxError(f"{what} that are no message; export or copy it again") from error
     if not (model.ir_version and model.opset_import and model.graph.node and model.graph.output):

@@ -16,7 +16,7 @@ from pathlib import Path
 from serving import devices, engine, processors
 from serving.findings import Finding, ok, problem, warning
 
-_PACKAGES = ("latentry", "grpcio", "protobuf", "numpy", "pillow", "prometheus-client", "pydantic-settings", "structlog")
+_PACKAGES = ("latentry", "grpcio", "protobuf", "numpy", "pillow", "prometheus-client", "pydantic", "structlog")
 _RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
 _MIB = 1 << 20
 _LITTLE_MEMORY = 512 * _MIB

@@ -3,6 +3,10 @@
 The only file that imports onnxruntime. Knows nothing of gRPC, requests or queues. A `Graph` is not for two threads at
 once: its device's one thread runs it.
 
+On a CPU all graphs take what they compute with from one arena, and large batches of small graphs run in slices, on
+threads that all share: a further graph costs its weights. ONNX Runtime's own pool for all graphs would do that too, but
+its threads spin, and Python cannot tell them not to.
+
 Where shapes are costly (CUDA searches algorithms and plans memory for each new one), rows are padded to one of a few
 batch sizes, the buckets, and input and output buffers are allocated once for each bucket and reused.
 
@@ -12,8 +16,11 @@ The graphs of a conditional model take the class of each row as well: their rows
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +32,7 @@ import onnxruntime as ort
 
 from latentry.manifest import DENSITY_FILE, FP32, Manifest, ModelFolder, graph_file
 from latentry.onnx_runtime import said
-from serving import devices, labelled, ports
+from serving import again, devices, labelled, ports, slices
 from serving.bad_graph import BadGraph, NoKernel
 from serving.devices import Device
 from serving.pinned import pin
@@ -46,6 +53,7 @@ _DTYPES: Mapping[str, type[np.generic]] = {
 # int8 differed by 0.08, with noise of 2^-20 by 0.05; rows that read each other differ by several times as much.
 _ROUNDING = {FP32: 5e-3, "fp16": 1e-2, "bf16": 4e-2, "int8": 0.1}
 _REPEATED = 7  # rows that are run twice
+_SLOW_ROW_S = 0.001  # of processor time: from here on, threads that share a row's work are worth having
 _EXPORT_AGAIN = "export it again, with opset_version=18, or install a newer onnxruntime"
 
 
@@ -81,6 +89,9 @@ def _session(
     options.inter_op_num_threads = 1
     # Threads that spin between batches take the processor from the event loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not device.is_gpu:
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
     # A graph's weights are inside it, where its digest vouches for them: what points to another file finds none.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     if device.is_gpu:
@@ -90,6 +101,13 @@ def _session(
     if session.get_providers()[0] != device.provider:
         raise BadGraph(f"ONNX Runtime fell back to {session.get_providers()[0]}, wanted {device.provider}")
     return session
+
+
+@functools.cache
+def _share_arena() -> None:
+    """Once: an arena of each graph's own would keep what its largest batch needed, several times its weights."""
+    place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(place, ort.OrtArenaCfg({}))
 
 
 @contextlib.contextmanager
@@ -109,7 +127,8 @@ def _as_file(model: bytes) -> Iterator[str | bytes]:
 class Graph:
     """A graph on a device. `buckets` are the batch sizes to pad to; none means that any size runs as it is. `profile`
     has the shape of one item for each input, which TensorRT wants to know beforehand. `precision` says how exact it is.
-    `classes` are those that a conditional model's rows are of, else 0.
+    `classes` are those that a conditional model's rows are of, else 0. `read` gives the bytes again when it is
+    restarted, or raises `ValueError`; without it they are kept.
     """
 
     def __init__(
@@ -120,20 +139,23 @@ class Graph:
         buckets: Sequence[int] = (),
         precision: str = FP32,
         classes: int = 0,
+        read: Callable[[], bytes] | None = None,
     ) -> None:
         self.precision = precision
         self._classes = classes
-        self._model = model  # kept for `restart`
+        self._read: Callable[[], bytes] = functools.partial(bytes, model) if read is None else read
         self._device = device
+        self._threads = 1  # that share the work of one row
         self._profile = profile
         self._buckets = sorted(buckets)
         self._closed = False
-        self._open()
+        self._open(model)
 
-    def _open(self) -> None:
+    def _open(self, model: bytes) -> None:
         self._bound: dict[int, _BoundBatch] = {}
+        device = replace(self._device, threads=self._threads)
         try:
-            session = _session(self._model, self._device, self._profile, max(self._buckets, default=1))
+            session = _session(model, device, self._profile, max(self._buckets, default=1))
         except BadGraph:
             raise
         except Exception as error:  # ONNX Runtime raises a dozen kinds, none of them documented
@@ -157,17 +179,37 @@ class Graph:
         if self._session is None:
             raise RuntimeError("this graph has no session: it is closed, or could not be restarted")
         if not self._buckets:
-            names = sorted(outputs)
-            return dict(zip(names, self._session.run(names, self.feeds(rows)), strict=True))
+            work = functools.partial(self._plain, self._session, sorted(outputs))
+            if len(rows) < 2 * slices.LEAST or self._threads > 1:
+                return work(rows)
+            return slices.run(work, rows, self._device.threads)
         size = self.bucket(len(rows))
         if size not in self._bound:
             self._bound[size] = _BoundBatch(self, self._session, self._device, size)
         return self._bound[size].run(self.feeds(rows), outputs)
 
+    def _plain(self, session: ort.InferenceSession, names: Sequence[str], rows: Array) -> dict[str, Array]:
+        return dict(zip(names, session.run(names, self.feeds(rows)), strict=True))
+
     def feeds(self, rows: Array) -> dict[str, Array]:
         """What each input is given for these rows."""
         items, classes = labelled.split(rows)
         return {self._input: items} if classes is None else {self._input: items, ports.LABELS: classes}
+
+    def settle(self) -> None:
+        """On a CPU, give a graph that takes long for one row threads that share its work; raises `BadGraph`."""
+        if self._device.is_gpu or self._device.threads == 1 or self._threads > 1:
+            return
+        if min(self._row_s() for _ in range(4)) >= _SLOW_ROW_S:
+            self._threads = self._device.threads
+            self._free()
+            self._open(self._read_again())
+
+    def _row_s(self) -> float:
+        """Seconds of this thread's processor time: what else the machine does has no say."""
+        started = time.thread_time()
+        self._try(self._zeros(1))
+        return time.thread_time() - started
 
     def warm_up_sizes(self, max_batch: int) -> Sequence[int]:
         """The batch sizes to run once before callers wait for it: each bucket, or one and the largest."""
@@ -178,8 +220,7 @@ class Graph:
 
         Raises `BadGraph` if that fails, or gives outputs that are not finite or not of the shapes that were declared.
         """
-        dtype, shape = self.inputs[self._input]
-        results = self._try(labelled.spread(np.zeros((size, *shape[1:]), dtype), self._classes))
+        results = self._try(self._zeros(size))
         for name, (_, declared) in self.outputs.items():
             got, wanted = results[name], (size, *declared[1:])
             if got.shape != wanted:
@@ -222,6 +263,10 @@ class Graph:
         except Exception as error:  # ONNX Runtime raises a dozen kinds, none of them documented
             raise BadGraph(f"a batch of {len(rows)} fails: {said(error)}") from error
 
+    def _zeros(self, rows: int) -> Array:
+        dtype, shape = self.inputs[self._input]
+        return labelled.spread(np.zeros((rows, *shape[1:]), dtype), self._classes)
+
     def _some(self, rows: int) -> Array:
         """Rows of noise, always the same."""
         rng = np.random.default_rng(0)
@@ -235,8 +280,14 @@ class Graph:
         self._free()
         if self._closed:
             raise BadGraph("it is closed")
-        self._open()
+        self._open(self._read_again())
         self.warm(self.bucket(1))
+
+    def _read_again(self) -> bytes:
+        try:
+            return self._read()
+        except ValueError as error:
+            raise BadGraph(str(error)) from error
 
     def close(self) -> None:
         """Free what it holds on the device, for good."""
@@ -339,8 +390,11 @@ def load_graph(
     try:
         profile = {name: item for name, (_, item) in inputs.items()}
         classes = folder.manifest.classes if ports.LABELS in inputs else 0
-        graph = Graph(folder.graphs[file], device, profile, buckets, here, classes)
+        data = folder.graphs[file]
+        read = again.reader(folder.path / file, data, folder.manifest.files[file])
+        graph = Graph(data, device, profile, buckets, here, classes, read)
         ports.check(folder.manifest, kind, here, graph.inputs, graph.outputs, graph.metadata)
+        graph.settle()
     except BadGraph as error:
         raise type(error)(f"{folder.path / file}: {error}") from error
     return graph

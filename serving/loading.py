@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from latentry import manifest, onnx_file
 from latentry.manifest import Manifest, ModelFolder, graph_file
-from serving import precisions
+from serving import freed, precisions
 from serving.bad_graph import BadGraph
 from serving.batcher import Batcher
 from serving.batches import Room, Run
@@ -26,8 +26,9 @@ from serving.devices import Device
 from serving.drift import Drift, Reconstruction
 from serving.engine import Graph, load_graphs, served
 from serving.metrics import GraphMetrics, Metrics
-from serving.model import Limits, Model, limits_of
+from serving.model import DECODER, Limits, Model, limits_of
 from serving.pool import Pool
+from serving.ports import PARAMETERS
 from serving.rehearsal import rehearse
 from serving.settings import Settings
 
@@ -79,6 +80,8 @@ class Loader:
         except BaseException:
             _close(graphs)
             raise
+        whole = replace(whole, graphs={})
+        await self._in_thread(freed.give_back)
         self._describe(whole, precision, loaded - started, time.perf_counter() - loaded)
         return self._compose(whole, limits, precision, graphs)
 
@@ -136,8 +139,23 @@ class Loader:
             )
             for kind, each in graphs.items()
         }
+        for kind, batcher in batchers.items():
+            waiting = self._metrics.queue_items.labels(name, str(version), kind)
+            waiting.set_function(partial(getattr, batcher, "rows_waiting"))
         drift, reconstruction = self._watchers(folder.manifest)
-        return Model(folder, limits, self._devices[0].provider, precision, graphs, batchers, drift, reconstruction)
+        decoder = graphs[DECODER][0]
+        return Model(
+            folder.manifest,
+            folder.digest,
+            limits,
+            self._devices[0].provider,
+            precision,
+            batchers,
+            partial(_close, graphs),
+            parameters=decoder.outputs[PARAMETERS][1][-1] if PARAMETERS in decoder.outputs else 0,
+            drift=drift,
+            reconstruction=reconstruction,
+        )
 
     def _watchers(self, about: Manifest) -> tuple[Drift | None, Reconstruction]:
         metrics, training = self._metrics, about.aggregate_posterior
@@ -154,7 +172,6 @@ class _Observer:
     """Takes what a batcher tells to the metrics, and an engine's fate to whoever reports health."""
 
     def __init__(self, metrics: GraphMetrics, failed: Callable[[int], None], changed: Callable[[], None]) -> None:
-        self.waiting = metrics.waiting
         self.ran: Callable[[Run, Sequence[float]], None] = metrics.ran
         self.failed = failed
         self._changed = changed

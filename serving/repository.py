@@ -5,6 +5,7 @@ Reads names and times only; what a folder holds is verified by `latentry.manifes
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,16 @@ def _versions(model: Path) -> tuple[dict[int, Path], dict[str, str]]:
 
 def _folders(parent: Path) -> list[Path]:
     """The folders in it that may be meant: not hidden (an export that is under way, or was cut off), and not what the
-    root of a disk has.
+    root of a disk has. Listing a folder says what is a folder too: no version is looked at.
     """
-    return sorted(p for p in parent.iterdir() if not p.name.startswith(".") and p.name != "lost+found" and p.is_dir())
+    with os.scandir(parent) as entries:
+        names = [each.name for each in entries if _may_be_meant(each.name) and _is_folder(each)]
+    return [parent / name for name in sorted(names)]
+
+
+def _may_be_meant(name: str) -> bool:
+    return not name.startswith(".") and name != "lost+found"
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir(follow_symlinks=False)

@@ -10,16 +10,14 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from latentry.manifest import embedded_models
 from serving import settings_checks as checks
 from serving import settings_sources
 from serving.errors import ConfigError
-from serving.settings_sources import Sources
 from serving.version_policy import Policy as Policy
 from serving.version_policy import Unfit, read_labels, read_policies
 
@@ -31,13 +29,13 @@ def _knob(group: str, default: Any, about: str, **limits: Any) -> Any:
     return Field(default, description=about, json_schema_extra={"group": group}, **limits)
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """How to serve. `Settings(key=value)` wins over the environment, which wins over the file `config`.
 
     Raises `ConfigError` with the first value that makes no sense.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
     # --- models
     models: Path | None = _knob(
@@ -133,6 +131,15 @@ class Settings(BaseSettings):
         None,
         "folder for TensorRT engines; setting it uses the TensorRT provider: faster batches after a first start that "
         "takes minutes a model, and results that differ within tolerance",
+    )
+    frontends: int = _knob(
+        "device",
+        1,
+        "processes that answer calls, all on one port; with more than 1, one other process runs the models for them "
+        "all. One process answers some thousands of small calls a second, so more are worth it where there are "
+        "processors left for them; each costs its memory",
+        ge=1,
+        le=128,
     )
     # --- batching and back-pressure
     max_batch_size: int = _knob(
@@ -268,18 +275,9 @@ class Settings(BaseSettings):
         fields = type(self).model_fields
         sources = settings_sources.read(given, os.environ, config, fields)
         try:
-            super().__init__(_sources=sources, **given)
+            super().__init__(**{**sources.file, **sources.environment, **sources.flags})  # the strongest last
         except ValidationError as error:
             raise ConfigError(checks.explain(error, sources, fields)) from None
-
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The sources that were read, the strongest first."""
-        sources: Sources = cast(InitSettingsSource, init_settings).init_kwargs.pop("_sources")
-        layers = (sources.flags, sources.environment, sources.file)
-        return tuple(InitSettingsSource(settings_cls, dict(layer)) for layer in layers)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -22,7 +22,9 @@ else:
 
 PREFIX = "LATENTRY_"
 CONFIG_VARIABLE = "LATENTRY_CONFIG"
-_NOT_SETTINGS = {CONFIG_VARIABLE, "LATENTRY_DATA"}  # LATENTRY_DATA: where the tests find their data sets
+# LATENTRY_DATA: where the tests find their data sets. The others: in how many processes they run services, and how
+# often they kill them.
+_NOT_SETTINGS = {CONFIG_VARIABLE, "LATENTRY_DATA", "LATENTRY_TEST_FRONTENDS", "LATENTRY_KILL_ROUNDS"}
 _MAX_FILE_BYTES = 1 << 20
 
 # What Kubernetes puts into each pod for a Service called latentry, latentry-metrics, ...: these names, and *_PORT with

@@ -29,7 +29,7 @@ from test_tracing import collector  # noqa: F401 - a fixture
 from latentry.v1 import admin_pb2 as apb
 from latentry.v1 import admin_pb2_grpc, vae_pb2_grpc
 from latentry.v1 import vae_pb2 as pb
-from serving import processors
+from serving import processors, slices
 from serving.devices import CUDA, TENSORRT
 from serving.server import Service
 from serving.settings import Settings
@@ -199,14 +199,26 @@ def test_channelz_is_answered_only_when_switched_on(serve: Any, linear_repositor
 
 @pytest.mark.parametrize(("threads", "expected"), [(3, 3), (0, processors.available())])
 def test_graphs_run_in_as_many_threads_as_told_or_as_there_are_processors(
+    serve: Any, linear_repository: Path, monkeypatch: pytest.MonkeyPatch, threads: int, expected: int
+) -> None:
+    seen: set[int] = set()
+
+    def run(work: slices.Work, rows: slices.Array, threads: int) -> dict[str, slices.Array]:
+        seen.add(threads)
+        return dict(work(rows))
+
+    monkeypatch.setattr(slices, "run", run)
+    serve(linear_repository, threads=threads)
+    assert seen == {expected}
+
+
+def test_graphs_on_a_gpu_have_no_threads_of_their_own(
     gpus: FakeGpus,  # noqa: F811 - the fixture
     serve: Any,
     linear_repository: Path,
-    threads: int,
-    expected: int,
 ) -> None:
-    serve(linear_repository, threads=threads)
-    assert {session.options.intra_op_num_threads for session in gpus.sessions} == {expected}
+    serve(linear_repository, device="cuda", threads=3)
+    assert {session.options.intra_op_num_threads for session in gpus.sessions if session.runs} == {1}
 
 
 def test_what_a_gpu_is_told_comes_from_the_settings(
