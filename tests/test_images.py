@@ -507,7 +507,7 @@ def test_files_that_nobody_waits_for_are_not_written(fashion_images: Uint8s, for
         return gone.is_set()
 
     with pytest.raises(CancelledError):
-        codec.write_images(fashion_images[:50], pb.ImageOutput(format=form), stopped)
+        codec.write_files(fashion_images[:50], pb.ImageOutput(format=form), stopped)
     assert asked == 3
     for images in (encoded(*[FILES["PNG"]] * 9), pb.Images(tensor=codec.write_tensor(fashion_images[:9]))):
         asked = 0

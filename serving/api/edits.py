@@ -9,6 +9,7 @@ from latentry.v1 import vae_pb2 as pb
 from serving.api import codec, replies, requests
 from serving.api.requests import MAX_DIFFERENCES
 from serving.api.tensors import check_reach
+from serving.api.wire import Reply
 from serving.api.work import Int64s, Work, check_kind
 from serving.errors import InvalidArgument
 from serving.model import Float32s
@@ -16,7 +17,7 @@ from serving.model import Float32s
 Float64s = npt.NDArray[np.float64]
 
 
-async def edit(request: pb.EditRequest, work: Work) -> pb.EditResponse:
+async def edit(request: pb.EditRequest, work: Work) -> Reply:
     """Answers one request."""
     codec.check_output(request.output)
     attributes = requests.read_attributes(request.attributes, work.about)
@@ -31,15 +32,14 @@ async def edit(request: pb.EditRequest, work: Work) -> pb.EditResponse:
         move += await _difference(difference, f"differences[{i}]", request, work)
     z = (base.astype(np.float64) + move).astype(np.float32)
     check_reach(z, kind)
-    work.admit(len(z))
+    await work.admit(len(z))
     images = await work.decode(z, request.output, classes)
-    return pb.EditResponse(
+    message = pb.EditResponse(
         model=replies.ref(work.model),
-        images=images,
-        latents=codec.write_tensor(z),
         attributes=[pb.AttributeAmount(name=name, amount=amount) for name, amount, _ in attributes],
         provenance=replies.provenance(work.model),
     )
+    return Reply(message, images=images, latents=z)
 
 
 async def _base(request: pb.EditRequest, kind: str, work: Work) -> tuple[Float32s, Int64s | None]:

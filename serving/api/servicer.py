@@ -6,7 +6,7 @@ Nothing is caught here: what is raised becomes a status in the interceptor.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import grpc
@@ -19,13 +19,14 @@ from serving.api import codec, edits, replies, requests, streams, surroundings
 from serving.api.codec_threads import CodecThreads
 from serving.api.key_frames import read_key_frames
 from serving.api.reconstructions import reconstruct
+from serving.api.wire import Reply
 from serving.api.work import Work
 from serving.catalog import Catalog
 from serving.errors import InvalidArgument
 from serving.latents import draws
 from serving.latents.draws import Draw
 from serving.latents.paths import Path
-from serving.quotas import Quotas
+from serving.quotas import Accounts
 
 T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -35,76 +36,74 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
     """Answers from `catalog`; image files are read and written in `codec_threads`, beside the event loop. Parts of
     streams have `chunk_items`, what fills a batch, unless asked otherwise."""
 
-    def __init__(self, catalog: Catalog, codec_threads: CodecThreads, quotas: Quotas, chunk_items: int) -> None:
+    def __init__(self, catalog: Catalog, codec_threads: CodecThreads, quotas: Accounts, chunk_items: int) -> None:
         self._catalog = catalog
         self._codec_threads = codec_threads
         self._quotas = quotas
         self._chunk_items = chunk_items
 
-    async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:  # noqa: N802
+    async def Encode(self, request: pb.EncodeRequest, context: Context) -> Reply:  # noqa: N802
         with self._work(request.model) as work:
             temperature = requests.read_temperature(request)
             images = await work.read_images(request.images, request.resize)
-            first = requests.read_first_index(request.first_index, len(images))
+            spans = requests.read_encode_spans(request, len(images))
             classes = requests.read_classes(request.classes, len(images), work.about)
             mean, logvar = await work.encode(images, classes)
         with call.current().timed("codec_out"):
-            reply = pb.EncodeResponse(
-                model=replies.ref(work.model), mean=codec.write_tensor(mean), logvar=codec.write_tensor(logvar)
-            )
-            if request.HasField("seed"):
-                draw = draws.of_posterior(mean, logvar, request.seed, first, temperature)
-                reply.latents.CopyFrom(codec.write_tensor(draw))
-                reply.seed = request.seed
-        reply.provenance.CopyFrom(replies.provenance(work.model))
-        return reply
+            drawn = {"latents": draws.of_posterior(mean, logvar, spans, temperature)} if spans else {}
+        message = pb.EncodeResponse(
+            model=replies.ref(work.model),
+            seed=request.seed if request.HasField("seed") else None,
+            provenance=replies.provenance(work.model),
+        )
+        return Reply(message, mean=mean, logvar=logvar, **drawn)
 
-    async def Decode(self, request: pb.DecodeRequest, context: Context) -> pb.DecodeResponse:  # noqa: N802
+    async def Decode(self, request: pb.DecodeRequest, context: Context) -> Reply:  # noqa: N802
         with self._work(request.model) as work:
             codec.check_output(request.output)
             z = work.read_latents(request.latents)
             classes = requests.read_classes(request.classes, len(z), work.about)
-            work.admit(len(z))
+            await work.admit(len(z))
             images = await work.decode(z, request.output, classes)
-        return pb.DecodeResponse(
-            model=replies.ref(work.model), images=images, provenance=replies.provenance(work.model)
-        )
+        message = pb.DecodeResponse(model=replies.ref(work.model))
+        replies.tell_provenance(message.provenance, work.model, work.record)
+        return Reply(message, images=images)
 
-    async def Sample(self, request: pb.SampleRequest, context: Context) -> pb.SampleResponse:  # noqa: N802
+    async def Sample(self, request: pb.SampleRequest, context: Context) -> Reply:  # noqa: N802
         with self._work(request.model) as work:
             codec.check_output(request.output)
             draw = requests.read_draw(request, work.model, work.most)
-            work.admit(draw.count)
+            await work.admit(draw.count)
             return await _sample(draw, 0, draw.count, request.output, work)
 
     async def StreamSample(  # noqa: N802
         self, request: pb.StreamSampleRequest, context: Context
-    ) -> AsyncGenerator[pb.StreamSampleResponse, None]:
+    ) -> AsyncGenerator[Reply, None]:
         sample = request.sample
         with self._work(sample.model) as work:
             codec.check_output(sample.output)
             chunk = requests.read_chunk(request.chunk_items, work.most)
-            draw = requests.read_draw(sample, work.model, requests.MAX_STREAM_ITEMS)
+            draw = requests.read_draw(sample, work.model, requests.MAX_STREAM_ITEMS, streamed=True)
 
-            async def part(at: int, count: int) -> pb.StreamSampleResponse:
+            async def part(at: int, count: int) -> Reply:
                 reply = await _part(work, count, at == 0, lambda: _sample(draw, at, count, sample.output, work))
-                return pb.StreamSampleResponse(part=reply, first_index=draw.first + at)
+                return reply.within(pb.StreamSampleResponse(first_index=draw.first + at), "part")
 
             sizes = streams.parts(0, draw.count, chunk, min(self._chunk_items, work.most))
             async with _in_parts(part, sizes) as made:
                 async for reply in made:
                     yield reply
 
-    async def Interpolate(self, request: pb.InterpolateRequest, context: Context) -> pb.InterpolateResponse:  # noqa: N802
+    async def Interpolate(self, request: pb.InterpolateRequest, context: Context) -> Reply:  # noqa: N802
         with self._work(request.model) as work:
             codec.check_output(request.output, animated=True)
             path = await read_key_frames(request, work, work.most)
-            work.admit(len(path))
+            await work.admit(len(path))
             return await _interpolate(path, 0, len(path), request, work)
 
     async def StreamInterpolate(  # noqa: N802
         self, request: pb.StreamInterpolateRequest, context: Context
-    ) -> AsyncGenerator[pb.StreamInterpolateResponse, None]:
+    ) -> AsyncGenerator[Reply, None]:
         whole = request.interpolate
         with self._work(whole.model) as work:
             codec.check_output(whole.output)
@@ -113,25 +112,25 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
             if not 0 <= request.first_frame < len(path):
                 raise InvalidArgument("first_frame", request.first_frame, f"0 to {len(path) - 1}")
 
-            async def part(at: int, count: int) -> pb.StreamInterpolateResponse:
+            async def part(at: int, count: int) -> Reply:
                 first = at == request.first_frame
                 reply = await _part(work, count, first, lambda: _interpolate(path, at, count, whole, work))
-                return pb.StreamInterpolateResponse(part=reply, first_frame=at, frames=len(path))
+                return reply.within(pb.StreamInterpolateResponse(first_frame=at, frames=len(path)), "part")
 
             sizes = streams.parts(request.first_frame, len(path), chunk, min(self._chunk_items, work.most))
             async with _in_parts(part, sizes) as made:
                 async for reply in made:
                     yield reply
 
-    async def Reconstruct(self, request: pb.ReconstructRequest, context: Context) -> pb.ReconstructResponse:  # noqa: N802
+    async def Reconstruct(self, request: pb.ReconstructRequest, context: Context) -> Reply:  # noqa: N802
         with self._work(request.model) as work:
             return await reconstruct(request, work)
 
-    async def Edit(self, request: pb.EditRequest, context: Context) -> pb.EditResponse:  # noqa: N802
+    async def Edit(self, request: pb.EditRequest, context: Context) -> Reply:  # noqa: N802
         with self._work(request.model) as work:
             return await edits.edit(request, work)
 
-    async def Neighbours(self, request: pb.NeighboursRequest, context: Context) -> pb.NeighboursResponse:  # noqa: N802
+    async def Neighbours(self, request: pb.NeighboursRequest, context: Context) -> Reply:  # noqa: N802
         with self._work(request.model) as work:
             return await surroundings.explore(request, work)
 
@@ -143,8 +142,7 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
         with self._work(request.model) as work:
             return pb.GetModelResponse(model=replies.info(work.model, self._catalog))
 
-    @contextlib.contextmanager
-    def _work(self, selector: pb.ModelSelector) -> Iterator[Work]:
+    def _work(self, selector: pb.ModelSelector) -> Work:
         """Work on the model that is meant, which stays loaded as long as the call is in here."""
         kind = selector.WhichOneof("revision")
         model = self._catalog.get(
@@ -153,9 +151,8 @@ class VaeServicer(vae_pb2_grpc.VaeServiceServicer):
             selector.label if kind == "label" else None,
         )
         record = call.current()
-        record.model, record.version = model.manifest.name, str(model.manifest.version)
-        with model.used():
-            yield Work(model, self._codec_threads, self._quotas)
+        record.model, record.version = model.manifest.name, model.version
+        return Work(model, self._codec_threads, self._quotas)
 
 
 def _in_parts(
@@ -172,14 +169,14 @@ async def _part(work: Work, items: int, first: bool, make: Callable[[], Awaitabl
     async def attempt() -> T:
         nonlocal charged
         if not charged:
-            work.admit(items)
+            await work.admit(items)
             charged = True
         return await make()
 
     return await (attempt() if first else streams.patiently(attempt))
 
 
-async def _sample(draw: Draw, at: int, count: int, output: pb.ImageOutput, work: Work) -> pb.SampleResponse:
+async def _sample(draw: Draw, at: int, count: int, output: pb.ImageOutput, work: Work) -> Reply:
     """The images `at` to `at + count` of a draw."""
     model = work.model
     with call.current().timed("codec_in"):
@@ -187,25 +184,14 @@ async def _sample(draw: Draw, at: int, count: int, output: pb.ImageOutput, work:
     if draw.fitted:
         z = await model.draw(z, call.current().deadline, fitted=True)
     images = await work.decode(z, output, draw.classes_of(at, count))
-    return pb.SampleResponse(
-        model=replies.ref(model),
-        images=images,
-        latents=codec.write_tensor(z),
-        seed=draw.seed,
-        provenance=replies.provenance(model),
-    )
+    message = pb.SampleResponse(model=replies.ref(model), seed=draw.seed, provenance=replies.provenance(model))
+    return Reply(message, images=images, latents=z)
 
 
-async def _interpolate(
-    path: Path, at: int, count: int, request: pb.InterpolateRequest, work: Work
-) -> pb.InterpolateResponse:
+async def _interpolate(path: Path, at: int, count: int, request: pb.InterpolateRequest, work: Work) -> Reply:
     """The points `at` to `at + count` of a path."""
     z = path.points(at, count)
     classes = requests.read_classes(request.classes, 1, work.about)
     images = await work.decode(z, request.output, None if classes is None else np.repeat(classes, count))
-    return pb.InterpolateResponse(
-        model=replies.ref(work.model),
-        images=images,
-        latents=codec.write_tensor(z),
-        provenance=replies.provenance(work.model),
-    )
+    message = pb.InterpolateResponse(model=replies.ref(work.model), provenance=replies.provenance(work.model))
+    return Reply(message, images=images, latents=z)

@@ -10,6 +10,7 @@ from latentry.v1 import vae_pb2 as pb
 from serving import call
 from serving.api import codec, replies, requests
 from serving.api.tensors import check_reach
+from serving.api.wire import Reply
 from serving.api.work import Int64s, Work, check_kind
 from serving.errors import InvalidArgument
 from serving.latents import neighbours
@@ -19,7 +20,7 @@ from serving.model import Float32s
 Arrange = Callable[[Float32s, int], Float32s]  # from a base [Z] and a seed to latents [N, Z] around it
 
 
-async def explore(request: pb.NeighboursRequest, work: Work) -> pb.NeighboursResponse:
+async def explore(request: pb.NeighboursRequest, work: Work) -> Reply:
     """Answers one request."""
     layout = request.WhichOneof("layout")
     if layout is None:
@@ -30,18 +31,13 @@ async def explore(request: pb.NeighboursRequest, work: Work) -> pb.NeighboursRes
     classes = requests.read_classes(request.classes, 1, work.about)
     seed = requests.read_seed(request)
     base = await _base(request, classes, work)
-    work.admit(items)
+    await work.admit(items)
     with call.current().timed("codec_in"):
         z = arrange(base, seed)
         check_reach(z, str(request.WhichOneof("base")))
     images = await work.decode(z, request.output, None if classes is None else classes.repeat(items))
-    return pb.NeighboursResponse(
-        model=replies.ref(work.model),
-        images=images,
-        latents=codec.write_tensor(z),
-        seed=seed,
-        provenance=replies.provenance(work.model),
-    )
+    message = pb.NeighboursResponse(model=replies.ref(work.model), seed=seed, provenance=replies.provenance(work.model))
+    return Reply(message, images=images, latents=z)
 
 
 def _count(request: pb.NeighboursRequest, most: int) -> int:
