@@ -34,6 +34,7 @@ class Catalog:
         self._labels: dict[str, dict[str, int]] = {}
         self._unasked: dict[str, set[int]] = {}  # versions that are here for their labels only
         self.default = ""
+        self.max_message_bytes = 0  # of the model whose messages may be the largest
         self._changed = changed
         self.refused: dict[str, dict[int, Refusal]] = {}
 
@@ -55,23 +56,30 @@ class Catalog:
         """
         name = name or self.default
         versions = self._models.get(name, {})
+        if version is None and label is None and len(versions) == 1:
+            (model,) = versions.values()
+            return model
         if label is not None:
             version = self.labels(name).get(label)
         if version is None and label is None and versions:
             asked = versions.keys() - self._unasked.get(name, set()) or versions.keys()
             version = max(asked, key=lambda number: (versions[number].up, number))
-        model = versions.get(version) if version is not None else None
-        if model is None:
+        named = versions.get(version) if version is not None else None
+        if named is None:
             revision = f"label {label!r}" if label is not None else f"version {version}" if version is not None else ""
             known = [f"{m.manifest.name} version {m.manifest.version}" for m in self.all()]
             raise ModelNotFound(name, revision, known)
-        return model
+        return named
+
+    def _weigh(self) -> None:
+        self.max_message_bytes = max((model.limits.max_message_bytes for model in self.all()), default=0)
 
     def put(self, model: Model) -> Model | None:
         """From now on this model answers for its name and version; returns the one that did before."""
         name, version = model.manifest.name, model.manifest.version
         before = self._models.setdefault(name, {}).get(version)
         self._models[name][version] = model
+        self._weigh()
         self.accept(name, version)
         self._changed()
         return before
@@ -81,6 +89,7 @@ class Catalog:
         model = self._models[name].pop(version)
         if not self._models[name]:
             del self._models[name]
+        self._weigh()
         self._changed()
         return model
 
@@ -90,7 +99,9 @@ class Catalog:
 
     def set_unasked(self, name: str, versions: set[int]) -> None:
         """These versions of a model answer only who names them."""
-        self._unasked[name] = versions
+        if versions != self.unasked(name):
+            self._unasked[name] = versions
+            self._changed()
 
     def set_label(self, name: str, label: str, version: int | None) -> None:
         """Requests for `label` mean `version` from now on, or nothing. Raises `Conflict` if it is not loaded."""
@@ -117,6 +128,8 @@ class Catalog:
 
     def accept(self, name: str, version: int) -> None:
         """Forget that it was refused."""
-        self.refused.get(name, {}).pop(version, None)
-        if not self.refused.get(name, True):
+        if self.refused.get(name, {}).pop(version, None) is None:
+            return
+        if not self.refused[name]:
             del self.refused[name]
+        self._changed()

@@ -1,6 +1,6 @@
-"""A loaded model: its manifest, its graphs behind their queues, and what one call may ask of it.
+"""A loaded model: its manifest, the queues of its graphs, and what one call may ask of it.
 
-Composes what the calls are made of: draw, encode, decode. Knows arrays, not messages.
+Composes what the calls are made of: draw, encode, decode. Knows arrays, not messages, and not where its graphs run.
 """
 
 from __future__ import annotations
@@ -8,19 +8,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from latentry.manifest import Manifest, ModelFolder, Prior
+from latentry.manifest import Manifest, Prior
 from serving import call, labelled
-from serving.batcher import Batcher
-from serving.batches import Array
+from serving.batches import Array, Results, Run
 from serving.drift import Drift, Reconstruction
-from serving.engine import Graph
 from serving.errors import ServiceError
 from serving.labelled import Classes
 
@@ -38,7 +37,6 @@ _MIXTURE = "mixture"
 _POSTERIOR = frozenset({"mean", "logvar"})
 _PIXELS = frozenset({"images"})
 _MEANS = frozenset({"mean"})
-_PARAMETERS = "parameters"
 _LATENTS = frozenset({"latents"})
 _LOG_PROB = frozenset({"log_prob"})
 
@@ -61,9 +59,35 @@ def limits_of(manifest: Manifest, max_request_items: int) -> Limits:
     return Limits(max_items, max(_MIN_MESSAGE, max_items * item_bytes + _MESSAGE_OVERHEAD))
 
 
+class Queue(Protocol):
+    """What a model needs of the queue of one of its graphs: `serving.batcher.Batcher`, or one that hands over to it."""
+
+    @property
+    def up(self) -> bool:
+        """Whether at least one engine works."""
+
+    def works_on(self, device: int) -> bool:
+        """Whether the engine of this device works."""
+
+    async def submit(
+        self,
+        rows: Array,
+        outputs: frozenset[str],
+        deadline: float | None = None,
+        *,
+        background: bool = False,
+        tell: Callable[[float, Run], None],
+    ) -> Results:
+        """Run `rows` [n, ...] and return the named outputs, each [n, ...]."""
+
+    def close(self) -> None:
+        """Run nothing any more."""
+
+
 class Model:
-    """A version that is loaded and warm. `graphs` and `batchers` are by `ENCODER` and `DECODER`, which are in
-    `precision`, and perhaps `PRIOR` and `DENSITY`.
+    """A version that is loaded and warm. `batchers` are the queues of its graphs by `ENCODER` and `DECODER`, which are
+    in `precision`, and perhaps `PRIOR` and `DENSITY`; `close` frees the graphs. `parameters` are the numbers that the
+    decoder gives for each pixel beside the mean, if it does. `drift` and `reconstruction` watch what is encoded.
 
     Where a call takes `classes`, int64 [N], they are the rows' classes: needed by a conditional model, not taken by
     another. Raises `ValueError` for classes that the model cannot take: nobody but our own callers can be to blame.
@@ -71,22 +95,27 @@ class Model:
 
     def __init__(
         self,
-        folder: ModelFolder,
+        manifest: Manifest,
+        digest: str,
         limits: Limits,
         provider: str,
         precision: str,
-        graphs: Mapping[str, Sequence[Graph]],
-        batchers: Mapping[str, Batcher],
-        drift: Drift | None,
-        reconstruction: Reconstruction,
+        batchers: Mapping[str, Queue],
+        close: Callable[[], object],
+        *,
+        parameters: int = 0,
+        drift: Drift | None = None,
+        reconstruction: Reconstruction | None = None,
     ) -> None:
-        self.manifest = folder.manifest
-        self.digest = folder.digest
+        self.manifest = manifest
+        self.version = str(manifest.version)  # as metrics and logs name it
+        self.digest = digest
         self.limits = limits
         self.provider = provider
         self.precision = precision
         self.batchers = batchers
-        self._graphs = graphs
+        self.parameters = parameters
+        self._close = close
         self._drift = drift
         self._reconstruction = reconstruction
         self._checks: set[asyncio.Task[None]] = set()
@@ -107,14 +136,23 @@ class Model:
     @contextlib.contextmanager
     def used(self) -> Iterator[Model]:
         """One call's use of it: it is not freed before the last has ended."""
-        self._users += 1
-        self._unused.clear()
+        self.enter()
         try:
             yield self
         finally:
-            self._users -= 1
-            if not self._users:
-                self._unused.set()
+            self.leave()
+
+    def enter(self) -> None:
+        """A use begins, which `leave` ends."""
+        self._users += 1
+        if self._users == 1:
+            self._unused.clear()
+
+    def leave(self) -> None:
+        """A use ends."""
+        self._users -= 1
+        if not self._users:
+            self._unused.set()
 
     @property
     def has_prior(self) -> bool:
@@ -130,7 +168,7 @@ class Model:
     @property
     def has_parameters(self) -> bool:
         """Whether its decoder gives the `parameters` of p(x|z) beside the mean."""
-        return _PARAMETERS in self._graphs[DECODER][0].outputs
+        return self.parameters > 0
 
     def noise_dim(self, fitted: bool) -> int:
         """How many standard normal numbers a draw is made of: of its own prior if `fitted`, else of N(0, I)."""
@@ -164,14 +202,15 @@ class Model:
     ) -> tuple[Float32s, Float32s]:
         """uint8 [N, H, W, C] to the mean and logvar of q(z|x), float32 [N, Z] each."""
         posterior = await self._submit(ENCODER, self._labelled(images, classes), _POSTERIOR, deadline)
-        self._watch(images, posterior["mean"], classes)
+        self.watch(images, posterior["mean"], classes)
         return posterior["mean"], posterior["logvar"]
 
     async def decode(
         self, latents: Float32s, floats: bool, deadline: float | None, classes: Classes | None = None
     ) -> Array:
         """float32 [N, Z] to uint8 images [N, H, W, C], or with `floats` to float32 in [0, 1]."""
-        (images,) = (await self.decode_outputs(latents, _MEANS if floats else _PIXELS, deadline, classes)).values()
+        outputs = _MEANS if floats else _PIXELS
+        (images,) = (await self._submit(DECODER, self._labelled(latents, classes), outputs, deadline)).values()
         return images
 
     async def decode_outputs(
@@ -182,7 +221,20 @@ class Model:
         """
         return await self._submit(DECODER, self._labelled(latents, classes), outputs, deadline)
 
-    async def retire(self, timeout_s: float) -> bool:
+    def watch(self, images: Array, mean: Float32s, classes: Classes | None) -> None:
+        """Hold what was encoded against the training set, and decode a share of it again, beside the call."""
+        if self.retiring:
+            return
+        if self._drift is not None:
+            self._drift.observe(mean)
+        picked = [] if self._reconstruction is None else self._reconstruction.pick(len(mean))
+        if picked and not self._checks:  # one at a time: it is a sample, and must not become the load
+            rows = self._labelled(mean[picked], None if classes is None else classes[picked])
+            task = asyncio.ensure_future(self._reconstruct(images[picked], rows))
+            self._checks.add(task)
+            task.add_done_callback(self._checks.discard)
+
+    async def retire(self, timeout_s: float | None) -> bool:
         """Wait for the calls that use it, then free its graphs. False if some still did after `timeout_s`."""
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._unused.wait(), timeout_s)
@@ -191,9 +243,7 @@ class Model:
             check.cancel()
         for batcher in self.batchers.values():
             batcher.close()
-        for graphs in self._graphs.values():
-            for graph in graphs:
-                graph.close()
+        self._close()
         return in_time
 
     async def _submit(
@@ -225,25 +275,16 @@ class Model:
             raise ValueError(f"{self.manifest.name}: it has no prior of its own")
         return prior
 
-    def _watch(self, images: Array, mean: Float32s, classes: Classes | None) -> None:
-        """Hold what was encoded against the training set, and decode a share of it again, beside the call."""
-        if self.retiring:
-            return
-        if self._drift is not None:
-            self._drift.observe(mean)
-        picked = self._reconstruction.pick(len(mean))
-        if picked and not self._checks:  # one at a time: it is a sample, and must not become the load
-            rows = self._labelled(mean[picked], None if classes is None else classes[picked])
-            task = asyncio.ensure_future(self._reconstruct(images[picked], rows))
-            self._checks.add(task)
-            task.add_done_callback(self._checks.discard)
-
     async def _reconstruct(self, images: Array, rows: Array) -> None:
         try:
-            results = await self.batchers[DECODER].submit(rows, _MEANS, background=True)
-            if not self.retiring:
+            results = await self.batchers[DECODER].submit(rows, _MEANS, background=True, tell=_tell_nobody)
+            if self._reconstruction is not None and not self.retiring:
                 await asyncio.to_thread(self._reconstruction.observe, images, results["mean"])
         except ServiceError:  # a full queue or an engine's failure is told to calls, and counted there
             pass
         except Exception:
             log.exception("an image could not be held against its reconstruction")
+
+
+def _tell_nobody(queue_s: float, run: Run) -> None:
+    pass
