@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
@@ -27,11 +27,12 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
-    """Shows `catalog`, changes it through `reloader`."""
+    """Shows `catalog`, changes it through `reloader`; `set_level` sets the log level."""
 
-    def __init__(self, catalog: Catalog, reloader: Reloader) -> None:
+    def __init__(self, catalog: Catalog, reloader: Reloader, set_level: Callable[[str], None] = logs.set_level) -> None:
         self._catalog = catalog
         self._reloader = reloader
+        self._set_level = set_level
 
     async def ListVersions(self, request: pb.ListVersionsRequest, context: Context) -> pb.ListVersionsResponse:  # noqa: N802
         return pb.ListVersionsResponse(versions=await self._all())
@@ -63,7 +64,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         if request.level not in logs.LEVELS:
             raise InvalidArgument("level", repr(request.level[:64]), f"one of {', '.join(logs.LEVELS)}")
         log.warning("%s: log level %s", _who(), request.level)
-        logs.set_level(request.level)
+        self._set_level(request.level)
         return pb.SetLogLevelResponse(before=before)
 
     async def _all(self) -> list[pb.VersionStatus]:

@@ -13,7 +13,8 @@ meet their deadline any more, are dropped before they run. What may wait is boun
 An engine that fails takes its batch's calls down with `EngineFailed`, which callers may try again, is restarted in its
 device's thread, and is left out until that succeeds.
 
-Knows neither images nor gRPC nor ONNX: rows are arrays, an engine is a function, deadlines are times of the loop.
+Knows neither images nor gRPC nor ONNX: rows are arrays, an engine is a function, deadlines are times of the
+monotonic clock.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -31,7 +33,7 @@ import numpy as np
 
 from serving.batches import Array, Batch, Job, Results, Room, Run, gather, join
 from serving.errors import DeadlinePassed, EngineFailed, QueueFull, Unloaded
-from serving.pool import Pool, Waiting
+from serving.pool import Pool, Taken, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +53,6 @@ class Engine(Protocol):
 
 class Observer(Protocol):
     """What a batcher tells of itself."""
-
-    def waiting(self, rows: int) -> None:
-        """So many rows are in the queue now."""
 
     def ran(self, run: Run, queue_s: Sequence[float]) -> None:
         """A batch ran; its calls had waited `queue_s` seconds each."""
@@ -122,7 +121,7 @@ class Batcher:
         """Run `rows` [n, ...] and return the named outputs, each [n, ...].
 
         `tell(queue_s, run)` is called for every batch that had rows of this call. Raises `QueueFull` at once if too
-        many rows would wait, `DeadlinePassed` if the loop's time is so near `deadline` before all rows have begun that
+        many rows would wait, `DeadlinePassed` if the time is so near `deadline` before all rows have begun that
         they cannot be ready in time, `EngineFailed` if the engine does.
         """
         job = self.enqueue(rows, outputs, deadline, background=background, tell=tell)
@@ -154,7 +153,7 @@ class Batcher:
                 message = f"queue full: {room.rows} items are waiting of at most {room.limit}; try again"
                 raise QueueFull(message, room.rows * self._seconds_a_row)
         loop = asyncio.get_running_loop()
-        job = Job(rows, outputs, deadline, tell, loop.create_future(), loop.time())
+        job = Job(rows, outputs, deadline, tell, loop.create_future(), time.monotonic())
         (self._background if background else self._interactive).append(job)
         self._count(len(rows))
         self._pool.wake(self)
@@ -189,11 +188,8 @@ class Batcher:
         at = since if self.rows_waiting >= self._max_batch else since + self._max_delay_s
         return Waiting(at, bool(self._interactive), since)
 
-    def take(self, device: int, background_first: bool) -> Callable[[], Callable[[], None]] | None:
-        """The next batch as a function for the device's thread, or None if all that waited was cancelled or late.
-
-        The function returns another, for the loop, that hands out the results.
-        """
+    def take(self, device: int, background_first: bool) -> Taken | None:
+        """The next batch, or None if all that waited was cancelled or late."""
         chosen = self._choose(background_first)
         if not chosen:
             return None
@@ -202,10 +198,12 @@ class Batcher:
         except Exception as error:  # no memory for the batch: its calls fail, the queue goes on
             self._fail(chosen, error)
             return None
-        return partial(self._run, device, batch, asyncio.get_running_loop().time())
+        alone = len(chosen) == 1 and not self.rows_waiting
+        seconds = len(batch.rows) * self._seconds_a_row if alone else math.inf
+        return Taken(partial(self._run, device, batch, time.monotonic()), seconds)
 
     def _choose(self, background_first: bool) -> list[tuple[Job, int]]:
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         chosen: list[tuple[Job, int]] = []
         room = self._max_batch
         queues = [self._interactive, self._background]
@@ -266,11 +264,18 @@ class Batcher:
         self._observer.ran(run, [taken - job.submitted for job, _ in batch.jobs])
         at = 0
         for (job, n), part in zip(batch.jobs, batch.parts, strict=True):
-            job.parts[part] = {name: results[name][at : at + n] for name in job.outputs}
+            rows = slice(at, at + n)
             at += n
+            results_of_job = {name: results[name][rows] for name in job.outputs}
             job.tell(taken - job.submitted, run)
+            if job.future.done():
+                continue
+            if n == len(job.rows):
+                job.future.set_result(results_of_job)
+                continue
+            job.parts[part] = results_of_job
             # Of two devices, the one with the later part may be done first.
-            if job.begun == len(job.rows) and None not in job.parts and not job.future.done():
+            if job.begun == len(job.rows) and None not in job.parts:
                 job.future.set_result(join([each for each in job.parts if each is not None]))
 
     def _failed(self, device: int, batch: Batch, error: Exception) -> None:
@@ -324,7 +329,6 @@ class Batcher:
     def _count(self, change: int) -> None:
         for room in self._rooms:
             room.rows += change
-        self._observer.waiting(self.rows_waiting)
 
 
 def _restarted(engine: Engine) -> bool:

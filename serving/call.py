@@ -6,9 +6,8 @@ metrics, request log and traces at the end. Knows nothing of any of them.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -56,35 +55,45 @@ class Call:
     begun: float = field(default_factory=time.perf_counter)
     _told_ns: int = 0  # until when queues and batches are in `seconds`
 
-    @contextlib.contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Add a stage that lasts as long as the block."""
-        wall, started = time.time_ns(), time.perf_counter()
-        try:
-            yield
-        finally:
-            stage = Stage(name, wall, time.perf_counter() - started)
-            self._add(stage.name, stage.seconds)
-            self._keep(stage)
+    def timed(self, name: str) -> _Timed:
+        """Adds a stage that lasts as long as the block."""
+        return _Timed(self, name)
 
     def ran(self, graph: str, queue_s: float, run: Run) -> None:
         """A batch with rows of this call has run, after they had waited `queue_s` seconds."""
-        submitted_ns = run.started_ns - int(queue_s * 1e9)
-        self._keep(Stage("queue", submitted_ns, queue_s, graph))
-        self._keep(Stage("inference", run.started_ns, run.seconds, graph, run))
-        for name, begun_ns, ended_ns in (
-            ("queue", submitted_ns, run.started_ns),
-            ("inference", run.started_ns, run.started_ns + int(run.seconds * 1e9)),
-        ):
-            self._add(name, max(0, ended_ns - max(begun_ns, self._told_ns)) / 1e9)
-            self._told_ns = max(self._told_ns, ended_ns)
-
-    def _add(self, name: str, seconds: float) -> None:
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-
-    def _keep(self, stage: Stage) -> None:
+        started_ns, told_ns, seconds = run.started_ns, self._told_ns, self.seconds
+        submitted_ns, ended_ns = started_ns - int(queue_s * 1e9), started_ns + int(run.seconds * 1e9)
         if self.most_stages is None or len(self.stages) < self.most_stages:
-            self.stages.append(stage)
+            self.stages.append(Stage("queue", submitted_ns, queue_s, graph))
+            self.stages.append(Stage("inference", started_ns, run.seconds, graph, run))
+        waited_ns = started_ns - (submitted_ns if submitted_ns > told_ns else told_ns)
+        ran_ns = ended_ns - (started_ns if started_ns > told_ns else told_ns)
+        seconds["queue"] = seconds.get("queue", 0.0) + (waited_ns / 1e9 if waited_ns > 0 else 0.0)
+        seconds["inference"] = seconds.get("inference", 0.0) + (ran_ns / 1e9 if ran_ns > 0 else 0.0)
+        if ended_ns > told_ns:
+            self._told_ns = ended_ns
+
+    def took(self, name: str, started_ns: int, seconds: float) -> None:
+        """A stage began at `started_ns` of the wall clock, and has ended."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        if self.most_stages is None or len(self.stages) < self.most_stages:
+            self.stages.append(Stage(name, started_ns, seconds))
+
+
+class _Timed:
+    """The block of `Call.timed`; a class, which costs a call a third of what a generator does."""
+
+    __slots__ = ("_call", "_name", "_started", "_wall")
+
+    def __init__(self, call: Call, name: str) -> None:
+        self._call = call
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._wall, self._started = time.time_ns(), time.perf_counter()
+
+    def __exit__(self, *raised: object) -> None:
+        self._call.took(self._name, self._wall, time.perf_counter() - self._started)
 
 
 _current: ContextVar[Call] = ContextVar("call")

@@ -292,6 +292,7 @@ class Graph:
     def close(self) -> None:
         """Free what it holds on the device, for good."""
         self._closed = True
+        self._read = bytes  # lets go of the file
         self._free()
 
     def _free(self) -> None:

@@ -1,10 +1,10 @@
-"""Lets calls in until it is shut, and knows when the last one has gone."""
+"""Lets calls in until it is shut, and knows when the last one has gone, with its reply."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable
 from typing import TypeVar
 
 from serving.errors import Draining
@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 
 class Gate:
-    """`count(n)` is told how many calls are inside, whenever that changes."""
+    """For the calls of one event loop."""
 
-    def __init__(self, count: Callable[[int], object] = lambda n: None) -> None:
-        self._tell = count
+    def __init__(self) -> None:
         self._in_flight = 0
+        self._outgoing = 0
         self._empty = asyncio.Event()
         self._empty.set()
         self._shut = asyncio.Event()
@@ -27,20 +27,43 @@ class Gate:
         """Whether no more calls come in."""
         return self._shut.is_set()
 
+    @property
+    def in_flight(self) -> int:
+        """How many calls have come and are not answered yet."""
+        return self._in_flight
+
+    @property
+    def alone(self) -> bool:
+        """Whether no call is there beside the one that asks, nor a reply on its way: under load there always is, even
+        if calls are answered one after the other."""
+        return self._in_flight <= 1 and not self._outgoing
+
     def close(self) -> None:
         """Let no more calls in."""
         self._shut.set()
 
-    @contextlib.contextmanager
-    def passing(self) -> Iterator[None]:
-        """One call's stay; raises `Draining` when the gate is shut."""
-        if self.shut:
+    def enter(self) -> None:
+        """A call begins its stay, which `leave` ends; raises `Draining` when the gate is shut."""
+        if self._shut.is_set():
             raise Draining
-        self._count(+1)
-        try:
-            yield
-        finally:
-            self._count(-1)
+        self._in_flight += 1
+        self._empty.clear()
+
+    def leave(self) -> None:
+        """A call is answered."""
+        self._in_flight -= 1
+        if not self._in_flight and not self._outgoing:
+            self._empty.set()
+
+    def reply_leaves(self) -> None:
+        """The reply of a call that leaves now is on its way until `reply_left`, and waited for like a call."""
+        self._outgoing += 1
+
+    def reply_left(self) -> None:
+        """A reply has gone."""
+        self._outgoing -= 1
+        if not self._in_flight and not self._outgoing:
+            self._empty.set()
 
     async def unless_shut(self, awaited: Awaitable[T]) -> T:
         """What is awaited; raises `Draining` if the gate is shut before it comes."""
@@ -56,12 +79,7 @@ class Gate:
             shut.cancel()
 
     async def wait_empty(self, timeout_s: float) -> bool:
-        """Whether every call has gone within `timeout_s`."""
+        """Whether every call has gone within `timeout_s`, and every reply."""
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._empty.wait(), timeout_s)
-        return self._in_flight == 0
-
-    def _count(self, change: int) -> None:
-        self._in_flight += change
-        self._tell(self._in_flight)
-        (self._empty.clear if self._in_flight else self._empty.set)()
+        return self._empty.is_set()

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import re
-import secrets
 import time
-from collections import Counter
+from collections import Counter as Counts
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import grpc
@@ -23,6 +23,7 @@ from google.protobuf.message import DecodeError
 from latentry.v1 import admin_pb2, vae_pb2
 from serving import call as records
 from serving.access import Access, Role, credentials_of
+from serving.api.wire import Reply
 from serving.call import BACKGROUND, INTERACTIVE, Call
 from serving.errors import (
     Internal,
@@ -36,6 +37,7 @@ from serving.errors import (
 )
 from serving.gate import Gate
 from serving.metrics import Metrics
+from serving.swift_metrics import Counter, Histogram
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 PRIORITY_KEY = "latentry-priority"
 REQUEST_ID_KEY = "x-request-id"
 
+_random = random.Random()  # noqa: S311 - names of calls are no secrets, and the system's numbers take a system call
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _MAX_UNREAD_BYTES = 64 << 20  # of replies on one connection, before more calls are refused
 _PATIENCE_S = 60.0  # with the reader of a stream that takes nothing
@@ -66,41 +69,66 @@ class _Gone(Exception):
     """The caller left while it was being answered."""
 
 
-@dataclass(frozen=True, slots=True)
 class _Method:
-    """One rpc of one service, and grpc's handler of it."""
+    """One rpc of one service, grpc's handler of it, and where it is counted: looked up once, not at each call."""
 
-    service: str
-    rpc: str
-    handler: Any
-
-    @property
-    def takes_stream(self) -> bool:
-        return bool(self.handler.request_streaming)
-
-    @property
-    def gives_stream(self) -> bool:
-        return bool(self.handler.response_streaming)
-
-    @property
-    def kind(self) -> str:
-        """As go-grpc-prometheus names it."""
-        if self.takes_stream:
-            return "bidi_stream" if self.gives_stream else "client_stream"
-        return "server_stream" if self.gives_stream else "unary"
+    def __init__(self, service: str, rpc: str, handler: Any, metrics: Metrics) -> None:
+        self.rpc = rpc
+        self.takes_stream = bool(handler.request_streaming)
+        self.gives_stream = bool(handler.response_streaming)
+        self.behaviour = handler.unary_unary or handler.unary_stream or handler.stream_stream
+        self._serialise: Callable[[Any], bytes] = handler.response_serializer
+        self._parse = handler.request_deserializer
+        self._metrics = metrics
+        self._labels = self._kind, service, rpc
+        self.started = metrics.grpc_started.labels(*self._labels)
+        self._request_seconds: Histogram | None = None
+        self._grpc_seconds = metrics.grpc_seconds.labels(*self._labels)
+        self._handled: dict[grpc.StatusCode, Counter] = {}
+        self._requests: dict[tuple[str, str, grpc.StatusCode], Counter] = {}
+        self._codec_seconds: dict[str, Histogram] = {}
 
     def parse(self, data: bytes) -> Any:
         """The message of these bytes; raises `InvalidArgument`."""
         try:
-            return self.handler.request_deserializer(data)
+            return self._parse(data)
         except DecodeError as error:
             got = f"{len(data)} bytes that cannot be parsed"
             raise InvalidArgument("request", got, "a message of this call") from error
 
     def write(self, reply: Any) -> bytes:
-        """The bytes of a reply."""
-        written: bytes = self.handler.response_serializer(reply)
-        return written
+        """The bytes of a reply, which is a message or a `Reply`."""
+        return reply.to_bytes() if isinstance(reply, Reply) else self._serialise(reply)
+
+    def count(self, call: Call, code: grpc.StatusCode, seconds: float) -> None:
+        """A call was answered."""
+        requests = self._requests.get((call.model, call.version, code))
+        if requests is None:
+            requests = self._metrics.requests.labels(call.rpc, call.model, call.version, code.name)
+            self._requests[call.model, call.version, code] = requests
+        requests.inc()
+        handled = self._handled.get(code)
+        if handled is None:
+            handled = self._handled[code] = self._metrics.grpc_handled.labels(*self._labels, _camel_case(code))
+        handled.inc()
+        if self._request_seconds is None:
+            self._request_seconds = self._metrics.request_seconds.labels(call.rpc)
+        self._request_seconds.observe(seconds)
+        self._grpc_seconds.observe(seconds)
+        for stage, direction in (("codec_in", "in"), ("codec_out", "out")):
+            took = call.seconds.get(stage)
+            if took is not None:
+                codec = self._codec_seconds.get(direction)
+                if codec is None:
+                    codec = self._codec_seconds[direction] = self._metrics.codec_seconds.labels(call.rpc, direction)
+                codec.observe(took)
+
+    @property
+    def _kind(self) -> str:
+        """As go-grpc-prometheus names it."""
+        if self.takes_stream:
+            return "bidi_stream" if self.gives_stream else "client_stream"
+        return "server_stream" if self.gives_stream else "unary"
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in the stubs alone
@@ -123,7 +151,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         self._metrics = metrics
         self._max_message_bytes = max_message_bytes
         self._listeners = listeners
-        self._unread: Counter[str] = Counter()  # bytes of replies that wait for their readers, by connection
+        self._handlers: dict[str, Any] = {}  # that were wrapped, by the path of their calls
+        self._unread: Counts[str] = Counts()  # bytes of replies that wait for their readers, by connection
         self._taken = asyncio.Event()  # set for a moment whenever one of them does no longer
 
     async def intercept_service(
@@ -132,33 +161,34 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """The handler that grpc found, inside our measurements."""
-        handler = await continuation(handler_call_details)
-        service, _, rpc = handler_call_details.method.lstrip("/").partition("/")
-        if handler is None or service not in self._services:
-            return handler
-        method = _Method(service, rpc, handler)
+        path = handler_call_details.method
+        wrapped = self._handlers.get(path)
+        if wrapped is None:
+            wrapped = await continuation(handler_call_details)
+            service, _, rpc = path.lstrip("/").partition("/")
+            if wrapped is not None and service in self._services:
+                wrapped = self._handlers[path] = self._wrap(_Method(service, rpc, wrapped, self._metrics))
+        return wrapped
 
+    def _wrap(self, method: _Method) -> Any:
         # Bytes are parsed here, so that what is no message is counted and answered like every other bad request.
-        # On the wire a stream of one reply is the same as the reply; but `write` returns when the reply has gone.
-        async def measured(data: Any, context: Any) -> None:
+        async def one_reply(data: bytes, context: Any) -> bytes | None:
+            return await self._answer(method, data, context)
+
+        async def many_replies(data: Any, context: Any) -> None:
             await self._answer(method, data, context)
 
+        if not method.gives_stream:
+            return grpc.unary_unary_rpc_method_handler(one_reply, None, None)
         wrap = grpc.stream_stream_rpc_method_handler if method.takes_stream else grpc.unary_stream_rpc_method_handler
-        return wrap(measured, None, None)
-
-    async def _unary(self, method: _Method, data: bytes, call: Call, context: Any) -> bytes:
-        """The reply to the one request of a call."""
-        request = method.parse(self._check_size(data, call))
-        reply: bytes = method.write(await method.handler.unary_unary(request, context))
-        call.reply_bytes = len(reply)
-        return reply
+        return wrap(many_replies, None, None)
 
     async def _stream(self, method: _Method, data: Any, call: Call, context: Any) -> None:
         """Send replies as they are made, no faster than they are read."""
         if method.takes_stream:
-            replies = method.handler.stream_stream(self._requests(method, aiter(data), call, context), context)
+            replies = method.behaviour(self._requests(method, aiter(data), call, context), context)
         else:
-            replies = method.handler.unary_stream(method.parse(self._check_size(data, call)), context)
+            replies = method.behaviour(method.parse(self._check_size(data, call)), context)
         async with contextlib.aclosing(replies):
             async for reply in replies:
                 written = method.write(reply)
@@ -182,19 +212,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
             raise MessageTooLarge(len(data), most)
         return data
 
-    def _admit(self, call: Call, context: Any) -> None:
+    def _admit(self, call: Call, context: Any, metadata: Metadata) -> None:
         """Who calls, and how urgently; raises `Unauthenticated`, `PermissionDenied`, `InvalidArgument` or
         `QueueFull`."""
         call.peer = context.peer()
         self._authorise(call, context)
-        for key, value in context.invocation_metadata() or ():
+        for key, value in metadata:
             if key == PRIORITY_KEY:
                 if value not in (INTERACTIVE, BACKGROUND):
                     raise InvalidArgument(
                         f"metadata {PRIORITY_KEY}", repr(value)[:64], f"{INTERACTIVE} or {BACKGROUND}"
                     )
                 call.priority = str(value)
-        if self._unread[call.peer] > _MAX_UNREAD_BYTES:
+        if self._unread and self._unread[call.peer] > _MAX_UNREAD_BYTES:
             raise QueueFull(_UNREAD, 1.0)
 
     def _authorise(self, call: Call, context: Any) -> None:
@@ -207,57 +237,70 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
             call.identity = refusal.identity
             raise
 
-    async def _answer(self, method: _Method, data: Any, context: Any) -> None:
+    async def _answer(self, method: _Method, data: Any, context: Any) -> bytes | None:
+        """The reply, of which it is told before the caller hears of it, so that counts never lag behind; None when
+        replies were sent as a stream."""
         call = records.begin(method.rpc)
-        if method.gives_stream:
-            call.most_stages = _STREAM_STAGES
-            call.room = lambda: self._room(call.peer)
-        self._metrics.grpc_started.labels(method.kind, method.service, method.rpc).inc()
-        started = time.perf_counter()
+        method.started.inc()
         left = context.time_remaining()  # once: gRPC reckons it by the wall clock, which may jump
-        call.deadline = None if left is None else asyncio.get_running_loop().time() + left
+        call.deadline = None if left is None else time.monotonic() + left
         metadata: Metadata = context.invocation_metadata() or ()
         call.request_id = _request_id(metadata)
-
-        def ended(code: grpc.StatusCode) -> None:  # before the caller hears of it, so that counts never lag behind
-            self._record(method, call, code, time.perf_counter() - started, metadata)
-
         refusal: ServiceError
-        answered = False
         try:
-            with self._gate.passing():
-                context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
-                self._admit(call, context)
-                if method.gives_stream:
-                    await self._stream(method, data, call, context)
-                    return ended(grpc.StatusCode.OK)
-                reply = await self._unary(method, data, call, context)
-                ended(grpc.StatusCode.OK)
-                answered = True
-                return await self._send(reply, call.peer, context)
+            context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
+            reply = await self._inside(method, data, call, context, metadata)
         except ServiceError as error:
             refusal = error
             if isinstance(error, QuotaExceeded):
                 self._metrics.quota_refusals.inc()
         except _Gone:
-            if not answered:
-                ended(grpc.StatusCode.CANCELLED)
+            self._ended(method, call, grpc.StatusCode.CANCELLED, metadata)
             raise asyncio.CancelledError from None
         except asyncio.CancelledError:  # by the caller, by its deadline, or by a server that stops at once
-            if not answered:
-                late = left is not None and time.perf_counter() >= started + left - _LATE_S
-                ended(grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED)
+            late = left is not None and time.perf_counter() >= call.begun + left - _LATE_S
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+            self._ended(method, call, code, metadata)
             raise
         except Exception:
             log.exception("%s failed", method.rpc)
             refusal = Internal()
-        ended(refusal.code)
+        else:
+            self._ended(method, call, grpc.StatusCode.OK, metadata)
+            return reply
+        self._ended(method, call, refusal.code, metadata)
         try:
             await context.abort(refusal.code, str(refusal), (*refusal.trailers(), (REQUEST_ID_KEY, call.request_id)))
         except grpc.aio.AbortError:
             raise
         except Exception as gone:  # the caller has; grpc would log it as a fault of ours
             raise asyncio.CancelledError from gone
+        return None
+
+    async def _inside(self, method: _Method, data: Any, call: Call, context: Any, metadata: Metadata) -> bytes | None:
+        """What is done within the gate."""
+        self._gate.enter()
+        try:
+            self._admit(call, context, metadata)
+            if method.gives_stream:
+                call.most_stages = _STREAM_STAGES
+                call.room = lambda: self._room(call.peer)
+                await self._stream(method, data, call, context)
+                return None
+            request = method.parse(self._check_size(data, call))
+            reply = method.write(await method.behaviour(request, context))
+            call.reply_bytes = len(reply)
+            self._gate.reply_leaves()
+            self._unread[call.peer] += len(reply)
+            context.add_done_callback(partial(self._gone, call.peer, len(reply)))
+            return reply
+        finally:
+            self._gate.leave()
+
+    def _gone(self, peer: str, size_bytes: int, context: Any) -> None:
+        """gRPC has passed the reply of a unary call on, or given it up."""
+        self._gate.reply_left()
+        self._forget(peer, size_bytes)
 
     async def _room(self, peer: str) -> None:
         """Until no more than the bound waits for its readers on this connection: a stream goes on when others have been
@@ -269,9 +312,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
             except asyncio.TimeoutError as error:
                 raise QueueFull(_UNREAD, 1.0) from error
 
-    async def _send(self, reply: bytes, peer: str, context: Any, patience_s: float | None = None) -> None:
-        """Returns when gRPC has passed the reply on; a caller that does not read keeps us here. Raises `_Gone`, or
-        after `patience_s` `NotRead`: gRPC holds the reply then until the call is over, and so long it counts as unread.
+    async def _send(self, reply: bytes, peer: str, context: Any, patience_s: float) -> None:
+        """Returns when gRPC has passed a stream's reply on; a caller that does not read keeps us here. Raises `_Gone`,
+        or after `patience_s` `NotRead`: gRPC holds the reply then until the call is over, and so long it counts as
+        unread.
         """
         self._unread[peer] += len(reply)
         held = False
@@ -281,7 +325,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
             held = not context.done()
             if held:
                 context.add_done_callback(lambda _: self._forget(peer, len(reply)))
-            raise NotRead(patience_s or 0.0) from error
+            raise NotRead(patience_s) from error
         except Exception as gone:
             raise _Gone from gone
         finally:
@@ -295,15 +339,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         self._taken.set()
         self._taken.clear()
 
-    def _record(self, method: _Method, call: Call, code: grpc.StatusCode, seconds: float, metadata: Metadata) -> None:
-        m = self._metrics
-        m.requests.labels(call.rpc, call.model, call.version, code.name).inc()
-        m.request_seconds.labels(call.rpc).observe(seconds)
-        m.grpc_handled.labels(method.kind, method.service, method.rpc, _camel_case(code)).inc()
-        m.grpc_seconds.labels(method.kind, method.service, method.rpc).observe(seconds)
-        for direction in ("in", "out"):
-            if f"codec_{direction}" in call.seconds:
-                m.codec_seconds.labels(call.rpc, direction).observe(call.seconds[f"codec_{direction}"])
+    def _ended(self, method: _Method, call: Call, code: grpc.StatusCode, metadata: Metadata) -> None:
+        seconds = time.perf_counter() - call.begun
+        method.count(call, code, seconds)
         for listener in self._listeners:
             _tell(listener, call, code, seconds, metadata)
 
@@ -320,7 +358,7 @@ def _request_id(metadata: Metadata) -> str:
     for key, value in metadata:
         if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
             return value
-    return secrets.token_hex(8)
+    return f"{_random.getrandbits(64):016x}"
 
 
 def _camel_case(code: grpc.StatusCode) -> str:

@@ -6,14 +6,13 @@ are loaded, so that a caller cannot make series by inventing names. Counts are e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import prometheus_client
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
     Gauge,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
@@ -23,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from serving.batches import Run
 from serving.drift import Figures
+from serving.swift_metrics import Counter, Histogram
 
 # 0.25 ms to 16 s, each twice the last: a call with a warm CPU graph takes about 1 ms, a full queue seconds.
 _SECONDS = tuple(0.00025 * 2**i for i in range(17))
@@ -37,6 +37,8 @@ class Metrics:
 
     def __init__(self) -> None:
         disable_created_metrics()  # a creation time for each series doubles the page and tells nobody anything
+        # Who keeps the values of a metric beside this process is told of the labels that are gone.
+        self.forgotten: Callable[[str, Mapping[str, str]], None] = lambda metric, labels: None
         r = self.registry = CollectorRegistry()
         ProcessCollector(registry=r)
         PlatformCollector(registry=r)
@@ -99,8 +101,14 @@ class Metrics:
         self.engine_restarts = Counter(
             "latentry_engine_restarts", "Engines restarted because a batch failed.", ["device"], registry=r
         )
+        self.frontends = Gauge(
+            "latentry_frontends", "Processes that answer calls; 1 where one does everything.", registry=r
+        )
+        self.process_restarts = Counter(
+            "latentry_process_restarts", "Processes that ended untold and were started again.", ["process"], registry=r
+        )
         self.quota_refusals = Counter("latentry_quota_refusals", "Calls refused by a caller's quota.", registry=r)
-        self.trace_spans_lost = Counter(
+        self.trace_spans_lost = prometheus_client.Counter(  # told by another thread
             "latentry_trace_spans_lost", "Spans of traces that the collector did not take.", registry=r
         )
         self.certificate_expiry = Gauge(
@@ -126,7 +134,7 @@ class Metrics:
             model,
             registry=r,
         )
-        self.reconstruction_error = Histogram(
+        self.reconstruction_error = prometheus_client.Histogram(  # told by another thread
             "latentry_reconstruction_error",
             "Mean squared error of pixels in [0, 1] of the encoded images that were decoded again.",
             model,
@@ -165,7 +173,10 @@ class Metrics:
             self.items, self.padding_items, self.queue_items,
             self.latent_drift_nats, self.latent_mean_shift, self.latent_variance_ratio, self.reconstruction_error,
         ):  # fmt: skip
-            metric.remove_by_labels({"model": model, "version": str(version)})
+            labels = {"model": model, "version": str(version)}
+            metric.remove_by_labels(labels)
+            for family in metric.describe():
+                self.forgotten(family.name, labels)
 
     def drifted(self, model: str, version: int, figures: Figures) -> None:
         """How far a model's live traffic is from its training set; before the first call there are no such series."""
@@ -196,10 +207,6 @@ class GraphMetrics:
     items: Counter
     padding_items: Counter
     queue_items: Gauge
-
-    def waiting(self, rows: int) -> None:
-        """So many rows are in the queue now."""
-        self.queue_items.set(rows)
 
     def ran(self, run: Run, queue_s: Iterable[float]) -> None:
         """A batch ran; its calls had waited `queue_s` seconds each."""

@@ -17,6 +17,7 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import Collector
 
 from serving.access import Access, Role, names_of
 from serving.errors import PermissionDenied, PortTaken, Unauthenticated
@@ -39,17 +40,21 @@ _INDEX = """\
 
 
 class Pages:
-    """The pages of `registry`; /metrics asks for the role metrics where `access` is enabled, the others for nothing."""
+    """The pages of `registry`; /metrics asks for the role metrics where `access` is enabled, the others for nothing.
+    `before` is waited for before metrics are collected.
+    """
 
     def __init__(
         self,
-        registry: CollectorRegistry,
+        registry: CollectorRegistry | Collector,
         access: Access,
         ready: Ready,
         ssl_context: ssl.SSLContext | None = None,
         idle_s: float = _IDLE_S,
         reply_s: float = _REPLY_S,
+        before: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        self._before = before
         self._registry = registry
         self._access = access
         self._ready = ready
@@ -131,6 +136,8 @@ class Pages:
         zipped = _accepts_gzip(request.headers.get("Accept-Encoding", ""))
         self._scrapes += 1
         try:  # in a thread: a large page takes as long as many calls
+            if self._before is not None:
+                await self._before()
             loop = asyncio.get_running_loop()
             body = await loop.run_in_executor(self._thread, _render, self._registry, open_metrics, zipped)
         finally:
@@ -154,7 +161,7 @@ async def _send(reply: web.Response, request: web.BaseRequest) -> None:
     await reply.write_eof()
 
 
-def _render(registry: CollectorRegistry, open_metrics: bool, zipped: bool) -> bytes:
+def _render(registry: CollectorRegistry | Collector, open_metrics: bool, zipped: bool) -> bytes:
     page = openmetrics.generate_latest(registry) if open_metrics else generate_latest(registry)
     return gzip.compress(page, compresslevel=1) if zipped else page
 

@@ -1,20 +1,25 @@
 """The devices: each has one thread, which runs one piece of work at a time.
 
 Batches come from the queues that have told the pool that they have rows; a device that is free takes the next one.
-Knows nothing of what a batch is.
+While nobody else calls, a batch that will not take long is run in the loop itself: waking a thread and being woken by
+it takes longer. Knows nothing of what a batch is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from serving.device_thread import DeviceThread
 
 log = logging.getLogger(__name__)
 
@@ -24,17 +29,25 @@ Deliver = Callable[[], None]
 _FAIR_TURN = 8  # every so many batches, whoever has waited longest goes before whoever is interactive
 _RESTART_PAUSES_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _MOST_TAKES = 1000  # that may come to nothing, in one turn of the loop
+_BRIEF_S = 0.0005  # how long the loop may be held by a batch
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """What a queue has for a device: from when on it may take it, whether an interactive call is among it, and since
-    when the oldest call has waited; times of the loop.
+    when the oldest call has waited; times of the monotonic clock.
     """
 
     at: float
     interactive: bool
     since: float
+
+
+class Taken(NamedTuple):
+    """A batch: what runs it, and returns what delivers it in the loop; and how many seconds that may take."""
+
+    run: Callable[[], Deliver]
+    seconds: float
 
 
 class Queue(Protocol):
@@ -43,15 +56,17 @@ class Queue(Protocol):
     def waiting(self, device: int) -> Waiting | None:
         """What there is for `device`."""
 
-    def take(self, device: int, background_first: bool) -> Callable[[], Deliver] | None:
-        """The next batch, for the device's thread; what it returns is called in the loop."""
+    def take(self, device: int, background_first: bool) -> Taken | None:
+        """The next batch."""
 
 
 class Pool:
-    """So many devices, shared by all queues. For one event loop."""
+    """So many devices, shared by all queues. For one event loop. `alone` says whether no other call than that of a
+    batch is there, so that nobody minds the loop being held for a moment."""
 
-    def __init__(self, devices: int) -> None:
-        self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"latentry-device-{i}") for i in range(devices)]
+    def __init__(self, devices: int, alone: Callable[[], bool] = lambda: False) -> None:
+        self._threads = [DeviceThread(f"latentry-device-{number}") for number in range(devices)]
+        self._alone = alone
         self._idle = set(range(devices))
         self._errands: list[deque[Callable[[], Deliver]]] = [deque() for _ in range(devices)]
         self._ready: deque[Queue] = deque()
@@ -87,7 +102,7 @@ class Pool:
         if self._timer is not None:
             self._timer.cancel()
         for thread in self._threads:
-            thread.shutdown()
+            thread.close()
 
     def _errand(self, device: int, work: Callable[[], Deliver]) -> None:
         self._errands[device].append(work)
@@ -115,27 +130,27 @@ class Pool:
     def _assign(self) -> None:
         self._asked = False
         for device in sorted(self._idle):
-            work = None if self._closed else self._next(device)
-            if work is not None:
-                self._start(device, work)
+            taken = None if self._closed else self._next(device)
+            if taken is not None:
+                self._start(device, taken)
 
-    def _next(self, device: int) -> Callable[[], Deliver] | None:
+    def _next(self, device: int) -> Taken | None:
         if self._errands[device]:
-            return self._errands[device].popleft()
+            return Taken(self._errands[device].popleft(), math.inf)
         for _ in range(_MOST_TAKES):
             fair = self._turn % _FAIR_TURN == _FAIR_TURN - 1
             queue = self._choose(device, fair)
             if queue is None:
                 return None
-            work = queue.take(device, fair)
-            if work is not None:
+            taken = queue.take(device, fair)
+            if taken is not None:
                 self._turn += 1
-                return work
+                return taken
         return None
 
     def _choose(self, device: int, fair: bool) -> Queue | None:
         """The queue whose turn it is; it goes to the back. Those that are empty leave."""
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         there: list[tuple[Queue, Waiting]] = []
         for queue in list(self._ready):
             waiting = queue.waiting(device)
@@ -159,21 +174,47 @@ class Pool:
     def _look_again_at(self, when: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(when, self._assign)
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, when - time.monotonic()), self._assign)
 
-    def _start(self, device: int, work: Callable[[], Deliver]) -> None:
+    def _start(self, device: int, taken: Taken) -> None:
         self._idle.discard(device)
+        if taken.seconds <= _BRIEF_S and self._alone():
+            self._deliver(device, *_outcome(taken.run))
+            self._assign_soon()  # what is next may have come meanwhile, and the loop gets its turn first
+            return
         loop = asyncio.get_running_loop()
-        loop.run_in_executor(self._threads[device], work).add_done_callback(partial(self._deliver, device))
+        self._threads[device].run(partial(_run, taken.run, loop, partial(self._delivered, device)))
 
-    def _deliver(self, device: int, done: asyncio.Future[Deliver]) -> None:
+    def _delivered(self, device: int, deliver: Deliver | None, error: BaseException | None) -> None:
+        self._deliver(device, deliver, error)
+        self._assign()
+
+    def _deliver(self, device: int, deliver: Deliver | None, error: BaseException | None) -> None:
         self._idle.add(device)
         try:
-            done.result()()
+            if deliver is None:
+                raise RuntimeError("its thread could not run it") from error
+            deliver()
         except (Exception, asyncio.CancelledError):  # whoever waits for it has its own bound
             log.exception("a device's work could not be delivered")
-        finally:
-            self._assign()
+
+
+def _outcome(work: Callable[[], Deliver]) -> tuple[Deliver | None, BaseException | None]:
+    try:
+        return work(), None
+    except BaseException as error:
+        return None, error
+
+
+def _run(
+    work: Callable[[], Deliver],
+    loop: asyncio.AbstractEventLoop,
+    done: Callable[[Deliver | None, BaseException | None], None],
+) -> None:
+    """In a device's thread: the work; then in the loop what is to be done with its outcome."""
+    outcome = _outcome(work)
+    with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+        loop.call_soon_threadsafe(done, *outcome)
 
 
 def _settled(work: Callable[[], T], result: asyncio.Future[T]) -> Deliver:

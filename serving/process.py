@@ -10,9 +10,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from serving import logs
+from serving import event_loop, logs
 from serving.errors import StartError
-from serving.server import Service
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -28,7 +27,7 @@ async def serve(settings: Settings, again: Callable[[], Settings] | None = None)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: (at_once if asked.is_set() else asked).set())
     loop.add_signal_handler(signal.SIGHUP, reread.set)
-    service = Service(settings)
+    service = _service(settings)
     starting = asyncio.ensure_future(service.start())
     told = asyncio.ensure_future(asked.wait())
     await asyncio.wait([starting, told], return_when=asyncio.FIRST_COMPLETED)
@@ -39,6 +38,7 @@ async def serve(settings: Settings, again: Callable[[], Settings] | None = None)
         except BaseException:
             await service.stop()
             raise
+        event_loop.settle()
         rereading = asyncio.ensure_future(_reread(service, reread, again or (lambda: settings)))
         await _first(told, asyncio.ensure_future(service.ended()))
         rereading.cancel()
@@ -47,7 +47,7 @@ async def serve(settings: Settings, again: Callable[[], Settings] | None = None)
         else:
             log.error("a gRPC server has ended that nobody told to; a new process has to take over")
             status = 1
-        service.end_traces()
+    await service.end()
     log.info("stopped")
     # Not `Service.stop`: grpc's own end answers calls that are arriving with CANCELLED, which no client tries again.
     # When the sockets close, they fail with UNAVAILABLE.
@@ -56,11 +56,22 @@ async def serve(settings: Settings, again: Callable[[], Settings] | None = None)
     os._exit(status)
 
 
+def _service(settings: Settings) -> Any:
+    """One process, or the supervisor of several, which is spared ONNX Runtime."""
+    if settings.frontends > 1:
+        from serving.processes.supervisor import Supervisor
+
+        return Supervisor(settings)
+    from serving.server import Service
+
+    return Service(settings)
+
+
 async def _first(*steps: asyncio.Future[Any]) -> None:
     await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
 
 
-async def _reread(service: Service, asked: asyncio.Event, again: Callable[[], Settings]) -> None:
+async def _reread(service: Any, asked: asyncio.Event, again: Callable[[], Settings]) -> None:
     while True:
         await asked.wait()
         asked.clear()

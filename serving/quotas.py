@@ -9,8 +9,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from serving.errors import QuotaExceeded
+from serving.settings import Settings
 
 _MOST_CALLERS = 10_000  # remembered; who has not called for longest is forgotten, and begins with a full bucket
 
@@ -19,6 +21,13 @@ _MOST_CALLERS = 10_000  # remembered; who has not called for longest is forgotte
 class _Bucket:
     items: float
     at: float
+
+
+class Accounts(Protocol):
+    """Who keeps the callers' buckets: this process, or one that it asks."""
+
+    async def charge(self, caller: str, items: int) -> None:
+        """What `Quotas.spend` promises."""
 
 
 class Quotas:
@@ -45,6 +54,10 @@ class Quotas:
             raise QuotaExceeded(message, (wanted - bucket.items) / self._rate)
         bucket.items -= items
 
+    async def charge(self, caller: str, items: int) -> None:
+        """The same, for who cannot tell whether somebody has to be asked."""
+        self.spend(caller, items)
+
     def _bucket(self, caller: str) -> _Bucket:
         now = self._clock()
         bucket = self._buckets.setdefault(caller, _Bucket(self._burst, now))
@@ -54,3 +67,8 @@ class Quotas:
         bucket.items = min(self._burst, bucket.items + (now - bucket.at) * self._rate)
         bucket.at = now
         return bucket
+
+
+def quotas_of(settings: Settings) -> Quotas:
+    """As the settings say."""
+    return Quotas(settings.quota_items_per_s, settings.quota_burst_items or settings.max_request_items)

@@ -15,13 +15,10 @@ import signal
 import sys
 from pathlib import Path
 
-import numpy as np
-
-import latentry
-import serving
 from latentry import manifest, onnx_file
 from latentry.manifest import FP32, graph_file
 from latentry.printable import plain
+from serving import own_python
 from serving.bad_graph import BadGraph, NoKernel
 
 TIMEOUT_S = 600.0  # generous: on a busy machine the limit of processor time is the one that counts
@@ -33,20 +30,6 @@ _NICE = 5
 _CHANGED = 3  # exit status: the folder is not what the server read
 _LAST_LINE_BYTES = 4096
 _PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
-
-# Our packages by the files that they are here, and the rest from where this process has it.
-_CHILD = """\
-import sys
-latentry, serving, *arguments = sys.argv[1:9]
-sys.path[:] = sys.argv[9:]
-from importlib import util
-for name, file in (("latentry", latentry), ("serving", serving)):
-    spec = util.spec_from_file_location(name, file)
-    sys.modules[name] = util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
-from serving.rehearsal import main
-sys.exit(main(*arguments))
-"""
 
 
 class RehearsalFailed(ValueError):
@@ -86,25 +69,8 @@ async def rehearse(
 
 
 def _command(folder: Path, max_batch: int, digest: str, precision: str) -> list[str]:
-    packages = [str(Path(str(package.__file__)).absolute()) for package in (latentry, serving)]
     arguments = [str(folder.absolute()), str(max_batch), digest, precision, str(os.getpid()), str(CPU_S)]
-    return [sys.executable, "-c", _CHILD, *packages, *arguments, *_import_path()]
-
-
-def _import_path() -> list[str]:
-    """Where this process imports from, less the working directory, unless the libraries are there.
-
-    `python -m` puts it first; what somebody leaves there later would be run in the library's place.
-    """
-    libraries = Path(np.__file__).resolve().parent.parent
-    paths = [Path(each) for each in sys.path if Path(each).is_absolute()]
-    return [str(each) for each in paths if not _is_here(each) or each.resolve() == libraries]
-
-
-def _is_here(path: Path) -> bool:
-    with contextlib.suppress(OSError):  # neither need exist
-        return path.samefile(".")
-    return False
+    return own_python.command("serving.rehearsal", *arguments)
 
 
 def _judge(status: int, said: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import os
 import signal
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from linear_model import LinearModel
 from server_process import free_ports
+from split_service import service_of
 
 from latentry import streams, target
 from latentry.v1 import vae_pb2_grpc
@@ -31,8 +33,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first import
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Some millions of objects of torch, ONNX and the tests themselves are here to stay. Python's collector looks through
+# all of them again and again, which took a third of the time: more seldom from now on, and not at all at those that
+# collecting the tests has left (`pytest_collection_finish`).
+gc.set_threshold(10_000, 20, 50)
+
 ROOT = Path(__file__).resolve().parent.parent
 FASHION = ROOT / "data" / "fashion-mnist"
+
+# What finds more the longer it looks (fuzzing, soaking, drawn examples) looks briefly, unless this is set.
+LONG = os.environ.get("LATENTRY_LONG_TESTS", "") not in ("", "0")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported to itself: see above."""
+    gc.collect()
+    gc.freeze()
 
 
 @contextmanager
@@ -46,7 +62,7 @@ def running_service(settings: Settings) -> Iterator[Service]:
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(60)
 
     async def make() -> Service:
-        return Service(settings)
+        return service_of(settings)
 
     try:
         service = wait(make())

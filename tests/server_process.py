@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import signal
@@ -21,6 +22,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 ROOT = Path(__file__).resolve().parent.parent
+# How many front ends the servers of tests have that do not say it themselves; with 1, all is one process.
+FRONTENDS = int(os.environ.get("LATENTRY_TEST_FRONTENDS") or 1)
 _AT_ONCE = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
 _SAMPLE = re.compile(r"^(\w+(?:\{.*\})?) (\S+)$", re.MULTILINE)
 
@@ -36,7 +39,8 @@ class State:
 
 
 class ServerProcess:
-    """`latentry serve`, up and SERVING. `log` is all that it wrote to stderr, unless that went elsewhere.
+    """`latentry serve`, up and SERVING, with so many `frontends` if that is said. `log` is all that it wrote to stderr,
+    unless that went elsewhere.
 
     `first` is what a shell does before it becomes the server. (Python's `preexec_fn` would fork this process instead,
     which gRPC's threads do not always survive: some three in a hundred children end with SIGABRT.)
@@ -48,11 +52,15 @@ class ServerProcess:
         *flags: str,
         stderr: IO[Any] | int | None = None,
         first: str = "true",
+        frontends: int | None = None,
     ) -> None:
         self.port, self.metrics_port = free_ports(2)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         ports = ["--port", str(self.port), "--metrics-port", str(self.metrics_port)]
         command = [sys.executable, "-m", "latentry", "serve", "--models", str(repository), "--device", "cpu", *ports]
+        several = FRONTENDS if frontends is None else frontends
+        if several > 1:
+            command += ["--frontends", str(several)]
         shell = ["/bin/sh", "-c", f'{first} && exec "$@"', "sh"]
         self.process = subprocess.Popen(
             [*shell, *command, *flags], cwd=ROOT, stderr=self._log if stderr is None else stderr
@@ -84,22 +92,37 @@ class ServerProcess:
 
     def metrics(self) -> dict[str, float]:
         """Every sample of /metrics, by name with labels."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as page:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=30) as page:
             return {name: float(value) for name, value in _SAMPLE.findall(page.read().decode())}
 
     def metric(self, name: str) -> float:
         """The sum of a metric over all its labels."""
         return sum(value for key, value in self.metrics().items() if key.partition("{")[0] == name)
 
+    def children(self) -> dict[str, int]:
+        """The processes that the supervisor of several has, by what they call themselves: `latentry-engine`,
+        `latentry-fe-0`, ...; none if all is one process."""
+        found = {}
+        for child in Path("/proc", str(self.process.pid), "task").glob("*/children"):
+            for pid in child.read_text().split():
+                with suppress(OSError):  # gone again
+                    found[Path("/proc", pid, "comm").read_text().strip()] = int(pid)
+        return {name: pid for name, pid in found.items() if name.startswith("latentry-")}
+
+    @property
+    def engine(self) -> int:
+        """The process that runs the models."""
+        return self.children().get("latentry-engine", self.process.pid)
+
     def rss_mib(self) -> float:
         """Resident memory."""
-        return self._status("VmRSS") / 1024
+        return sum(self._status(pid, "VmRSS") for pid in self._pids()) / 1024
 
     def threads(self) -> int:
-        return self._status("Threads")
+        return sum(self._status(pid, "Threads") for pid in self._pids())
 
     def descriptors(self) -> int:
-        return len(list(Path("/proc", str(self.process.pid), "fd").iterdir()))
+        return sum(len(list(Path("/proc", str(pid), "fd").iterdir())) for pid in self._pids())
 
     def state(self) -> State:
         metrics = self.metrics()
@@ -115,10 +138,17 @@ class ServerProcess:
         while True:
             now = self.state()
             idle = now.in_flight == now.queue_items == 0
-            if idle and now.threads <= before.threads + 4 and now.descriptors <= before.descriptors + 2:
+            processes = len(self._pids())
+            few = now.descriptors <= before.descriptors + 2 * processes
+            if idle and few and now.threads <= before.threads + 4 * processes:
                 return
             assert time.monotonic() < give_up, f"before: {before}, {timeout_s:g} s after: {now}"
             time.sleep(0.05)
+
+    def signal_all(self, number: int) -> None:
+        """Signal every process of it."""
+        for pid in self._pids():
+            os.kill(pid, number)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal it; its exit status, within half a minute."""
@@ -132,8 +162,11 @@ class ServerProcess:
             self.process.wait(10)
         self._log.close()
 
-    def _status(self, key: str) -> int:
-        text = Path("/proc", str(self.process.pid), "status").read_text()
+    def _pids(self) -> list[int]:
+        return [self.process.pid, *self.children().values()]
+
+    def _status(self, pid: int, key: str) -> int:
+        text = Path("/proc", str(pid), "status").read_text()
         found = re.search(rf"^{key}:\s+(\d+)", text, re.MULTILINE)
         assert found, text
         return int(found[1])

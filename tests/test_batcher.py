@@ -33,7 +33,6 @@ class Puppet:
         self.seen: list[tuple[int, int]] = []
         self.ups: list[tuple[int, bool]] = []
         self.failures: list[int] = []
-        self.waiting_now = 0
         self._permits = threading.Semaphore(0)
         self._began = threading.Semaphore(0)
 
@@ -66,9 +65,6 @@ class Puppet:
         assert await asyncio.to_thread(self._began.acquire, timeout=10)
 
     # ---- the observer ----
-
-    def waiting(self, rows: int) -> None:
-        self.waiting_now = rows
 
     def ran(self, run: Run, queue_s: Sequence[float]) -> None:
         assert run.seconds >= 0
@@ -142,11 +138,11 @@ async def test_calls_gather_while_the_device_is_busy(batcher: Batcher, puppet: P
     await puppet.began()
     rest = [submit(batcher, float(v)) for v in range(2, 8)]
     await asyncio.sleep(0)
-    assert puppet.waiting_now == 6
+    assert batcher.rows_waiting == 6
     puppet.let(3)
     assert [await values(task) for task in [first, *rest]] == [[2 * v] for v in range(1, 8)]
     assert puppet.batches == [[1], [2, 3, 4, 5], [6, 7]]
-    assert puppet.waiting_now == 0
+    assert batcher.rows_waiting == 0
 
 
 async def test_a_large_call_is_split_and_small_ones_are_not_starved(batcher: Batcher, puppet: Puppet) -> None:
@@ -183,7 +179,7 @@ async def test_a_cancelled_call_does_not_run(batcher: Batcher, puppet: Puppet) -
     assert await values(first) == [2]
     assert await values(kept) == [6]
     assert puppet.batches == [[1], [3]]
-    assert puppet.waiting_now == 0
+    assert batcher.rows_waiting == 0
 
 
 async def test_a_call_past_its_deadline_does_not_run(batcher: Batcher, puppet: Puppet) -> None:
@@ -247,7 +243,7 @@ async def test_cancelled_calls_take_nobodys_place_in_the_queue(batcher: Batcher,
     await asyncio.sleep(0)
     kept = submit(batcher, 5)
     await asyncio.sleep(0)
-    assert puppet.waiting_now == 1
+    assert batcher.rows_waiting == 1
     puppet.let(2)
     assert [await values(first), await values(kept)] == [[2], [10]]
 
@@ -346,7 +342,7 @@ async def test_a_model_has_its_share_of_the_queue_only(puppet: Puppet, pool: Poo
         await b.submit(rows(1), OUT)
     puppet.let(10)
     await asyncio.gather(first, *waiting)
-    assert (all_models.rows, puppet.waiting_now) == (0, 0)
+    assert (all_models.rows, a.rows_waiting, b.rows_waiting) == (0, 0, 0)
 
 
 async def test_a_call_that_cannot_be_ready_in_time_does_not_run(batcher: Batcher, puppet: Puppet) -> None:
@@ -402,7 +398,7 @@ async def test_an_engine_that_cannot_be_restarted_is_tried_again_and_its_calls_a
             await task
     with pytest.raises(EngineFailed):
         await batcher.submit(rows(3), OUT)
-    assert (puppet.waiting_now, batcher.up) == (0, False)
+    assert (batcher.rows_waiting, batcher.up) == (0, False)
     puppet.error = None
     while not batcher.up:  # noqa: ASYNC110 - the batcher has no event for tests
         await asyncio.sleep(0.05)
@@ -444,7 +440,7 @@ async def test_closing_fails_what_waits_and_refuses_what_comes(batcher: Batcher,
     with pytest.raises(Unloaded):
         await batcher.submit(rows(3), OUT)
     assert await values(running) == [2]
-    assert puppet.waiting_now == 0
+    assert batcher.rows_waiting == 0
 
 
 async def test_refusing_when_full_takes_microseconds(puppet: Puppet, pool: Pool) -> None:
@@ -520,7 +516,7 @@ async def test_the_calls_of_a_failed_batch_do_not_wait_for_the_restart(batcher: 
     puppet.error = None
     waiting = submit(batcher, 2)
     await asyncio.sleep(0)
-    assert puppet.waiting_now == 1, "what comes meanwhile waits for the restart"
+    assert batcher.rows_waiting == 1, "what comes meanwhile waits for the restart"
     go_on.set()
     puppet.let()
     assert await values(waiting) == [4]
@@ -569,3 +565,52 @@ async def test_what_waits_behind_a_batch_that_cannot_be_gathered_runs(puppet: Pu
 async def test_a_call_of_no_rows_is_refused(batcher: Batcher) -> None:
     with pytest.raises(ValueError, match="rows: got none"):
         await batcher.submit(rows(), OUT)
+
+
+# ---- a call that is alone ----
+
+
+class Quick:
+    """An engine that answers at once, and remembers in which threads."""
+
+    def __init__(self) -> None:
+        self.threads: list[int] = []
+
+    def run(self, rows: np.ndarray[Any, Any], outputs: frozenset[str]) -> dict[str, Any]:
+        self.threads.append(threading.get_ident())
+        return {"double": rows * 2}
+
+    def bucket(self, rows: int) -> int:
+        return rows
+
+    def restart(self) -> None:
+        raise AssertionError("it has not failed")
+
+
+def quick(pool: Pool, **more: Any) -> tuple[Quick, Batcher]:
+    engine = Quick()
+    return engine, Batcher([engine], pool, Puppet(), rooms=[Room(5000)], max_batch=more.pop("max_batch", 8))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_a_brief_batch_is_run_in_the_loop_while_nobody_else_calls(alone: bool) -> None:
+    """Once it is known to be brief."""
+    pool = Pool(1, lambda: alone)
+    engine, batcher = quick(pool)
+    for value in range(100):
+        assert (await batcher.submit(rows(value), OUT))["double"].tolist() == [[2.0 * value]]
+    here = threading.get_ident()
+    assert engine.threads[0] != here
+    assert (engine.threads[-1] == here) is alone
+    pool.close()
+
+
+async def test_a_call_of_many_batches_does_not_hold_the_loop() -> None:
+    pool = Pool(1, lambda: True)
+    engine, batcher = quick(pool, max_batch=1)
+    for value in range(100):  # they are brief, one by one
+        await batcher.submit(rows(value), OUT)
+    several = await batcher.submit(rows(*range(3000)), OUT)
+    assert several["double"].ravel().tolist() == [2.0 * v for v in range(3000)]
+    assert threading.get_ident() not in engine.threads[-3000:-1]
+    pool.close()

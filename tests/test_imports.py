@@ -72,8 +72,8 @@ def test_only_the_edge_sees_messages() -> None:
     def users(folder: str, stubs: str) -> set[str]:
         return {file.name for file in (ROOT / folder).glob("*.py") if stubs in imports_of(file)}
 
-    assert users("serving", "latentry.v1") == {"admin.py", "interceptor.py", "server.py"}
-    assert users("serving", "serving.inference") == {"server.py"}
+    assert users("serving", "latentry.v1") == {"admin.py", "administration.py", "calls.py", "interceptor.py"}
+    assert users("serving", "serving.inference") == {"administration.py", "calls.py"}
     assert not users("serving/latents", "latentry.v1")
     assert not users("serving/api", "serving.inference")
 

@@ -122,7 +122,7 @@ def repository(tmp_path: Path) -> Path:
 def test_a_rehearsal_that_is_killed_refuses_its_version_and_nothing_else(repository: Path) -> None:
     with server_process(repository, "--reload-s", "0.1") as server, callers(server) as outcomes:
         publish_looping(repository, 2)
-        os.kill(rehearsal_of(server.process.pid), signal.SIGKILL)
+        os.kill(rehearsal_of(server.engine), signal.SIGKILL)
         wait_for(lambda: server.metric("latentry_refused_versions") == 1, "the version is refused")
         more_answers(outcomes)
         with server.channel() as channel:
@@ -131,7 +131,7 @@ def test_a_rehearsal_that_is_killed_refuses_its_version_and_nothing_else(reposit
             (2, "loading it ended a process with SIGKILL")
         ]
         assert info.model.version == 1
-        assert rehearsals_of(server.process.pid) == [], "it is not tried again at once"
+        assert rehearsals_of(server.engine) == [], "it is not tried again at once"
         assert server.stop() == 0
         assert "refused linear version 2: loading it ended a process with SIGKILL" in server.log
     assert set(outcomes) <= {"OK", "UNAVAILABLE"}, outcomes
@@ -160,7 +160,7 @@ def test_a_version_whose_rehearsal_was_killed_is_tried_again(
 def test_a_rehearsal_does_not_outlive_its_server(repository: Path, number: int) -> None:
     with server_process(repository, "--reload-s", "0.1", "--drain-s", "0") as server:
         publish_looping(repository, 2)
-        child = rehearsal_of(server.process.pid)
+        child = rehearsal_of(server.engine)
         assert is_running(child)
         server.stop(number)
         wait_for(lambda: not is_running(child), "the rehearsal ends too")

@@ -55,6 +55,7 @@ TESTS = {
     "gpu_memory_mib": "test_what_a_gpu_is_told_comes_from_the_settings",
     "cuda_graphs": "test_what_a_gpu_is_told_comes_from_the_settings",
     "tensorrt_cache": "test_what_a_gpu_is_told_comes_from_the_settings",
+    "frontends": "test_frontends.test_the_processes_are_three_and_say_what_they_are",
     "max_batch_size": "test_a_batch_has_no_more_items_than_told",
     "max_queue_delay_ms": "test_a_lone_call_waits_for_company_as_long_as_told",
     "max_queue_items": "test_servicer.test_a_full_queue_says_when_to_come_back",

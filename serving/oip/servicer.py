@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, NoReturn
 
@@ -36,12 +37,12 @@ _AHEAD = 4  # requests of one stream that are answered at a time; a caller that 
 
 
 class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Shows `catalog`, whose models `vae` runs. `is_ready`: whether calls are taken. Only with a `reloader`, as on the
-    administration's port, does it load and unload."""
+    """Shows `catalog`, whose models `vae` runs. `is_ready`: whether calls are taken. On the administration's port there
+    is no `vae`, and so no inference, but a `reloader`; only with one does it load and unload."""
 
     def __init__(
         self,
-        vae: VaeServicer,
+        vae: VaeServicer | None,
         catalog: Catalog,
         is_ready: Callable[[], bool],
         statistics: Statistics,
@@ -89,7 +90,7 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
                 there = [wanted]
         else:
             there = faces.faces(self._catalog)
-        stats = [self._statistics.of(face.name, face.version).message(face.name, face.version) for face in there]
+        stats = [await self._statistics.message(face.name, face.version) for face in there]
         return oip.ModelStatisticsResponse(model_stats=stats)
 
     # ---- inference ----
@@ -145,7 +146,7 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         return oip.ModelStreamInferResponse(error_message=str(refusal), infer_response=told)
 
     async def _answer(self, request: oip.ModelInferRequest, context: Context) -> oip.ModelInferResponse:
-        if self._reloader is not None:
+        if self._vae is None:
             raise Conflict("this is the administration's port: inference is on the main one, for the role infer")
         face = faces.find(self._catalog, request.model_name, request.model_version)
         record = call.current()
@@ -153,10 +154,10 @@ class OipServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         with self._statistics.of(face.name, face.version).answering() as answer:
             question = await questions.read(request, face)
             if question.timeout_s is not None:
-                ends = asyncio.get_running_loop().time() + question.timeout_s
+                ends = time.monotonic() + question.timeout_s
                 record.deadline = ends if record.deadline is None else min(ends, record.deadline)
             try:
-                reply = await getattr(self._vae, question.rpc)(question.request, context)
+                reply = (await getattr(self._vae, question.rpc)(question.request, context)).to_message()
             except InvalidArgument as error:
                 raise renamed(error, question.fields) from error
             response = answers.write(reply, question, face, request)

@@ -1,0 +1,114 @@
+"""A front end: it answers calls on the port that all front ends share, and hands their work over to the engine process.
+
+While there is no engine, it says NOT_SERVING and its calls fail so that their callers may try again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from typing import Any
+
+from serving import draining, event_loop
+from serving.calls import Calls
+from serving.catalog import Catalog
+from serving.entrance import entrance
+from serving.handover import EngineGone, Remote
+from serving.health import Health
+from serving.interceptor import SERVICE
+from serving.metrics import Metrics
+from serving.oip.servicer import SERVICE as OIP_SERVICE
+from serving.processes import page
+from serving.processes.control import Body, Control
+from serving.processes.ledger import Ledger
+from serving.processes.quotas import AskedQuotas
+from serving.processes.statistics import AskedStatistics
+from serving.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_OURS = {"latentry_in_flight"}
+_AGAIN_S = 0.1  # until a front end that has lost its engine process asks for a connection
+
+
+class FrontendProcess:
+    """`begin` is what the supervisor said first."""
+
+    def __init__(self, settings: Settings, begin: Body, control: Control, book: Ledger, metrics: Metrics) -> None:
+        self._settings = settings
+        self._control = control
+        self._metrics = metrics
+        self._catalog = Catalog(self._look)
+        self._health = Health(self._catalog, SERVICE, OIP_SERVICE)
+        self._entrance = entrance(settings, metrics)
+        self._quotas = AskedQuotas(settings.quota_items_per_s > 0)
+        self._calls = Calls(self._entrance, self._catalog, self._health, self._quotas, AskedStatistics(control, book))
+        self._remote: Remote | None = None
+        self._connected = asyncio.Event()
+        self._order: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
+        self._told = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Answer calls once there are models and the supervisor says so."""
+        order = await self._order
+        await self._connected.wait()
+        await self._calls.open(order["port"], order["max_message_bytes"], shared=True)
+        event_loop.settle()
+        self._control.send("ready")
+        await draining.one_ended([self._calls.port.server])
+
+    def hear(self, kind: str, body: Body, descriptors: list[int]) -> None:
+        """An engine, when to open the port, when to take calls, and when to end."""
+        if kind == "engine":
+            self._start(self._connect(descriptors[0]))
+        elif kind == "open":
+            self._order.set_result(body)
+        elif kind == "accept":
+            self._health.accepting = True
+            self._health.look()
+            self._look()
+        elif kind == "drain":
+            self._start(self._drain())
+
+    def gauges(self) -> list[Any]:
+        """The calls that are inside."""
+        return page.gauges(self._metrics.registry, names=_OURS)
+
+    async def reconfigure(self, settings: Settings) -> None:
+        """All that changes comes from the engine process."""
+
+    async def _connect(self, fd: int) -> None:
+        """Work with the engine process at the other end until it has gone, or there is another."""
+        before, remote = self._remote, Remote(socket.socket(fileno=fd), self._catalog, changed=self._look)
+        self._remote = self._quotas.remote = remote
+        if before is not None:
+            before.close()
+        try:
+            await remote.start()
+        except EngineGone:  # there will be another
+            return
+        self._connected.set()
+        self._look()
+        await remote.closed
+        await asyncio.sleep(_AGAIN_S)
+        if self._remote is remote:  # no other has come: the connection has gone, not the process
+            self._control.send("disconnected")
+
+    async def _drain(self) -> None:
+        await draining.drain(self._health, [self._calls.gate], self._settings)
+        self._entrance.end_traces()
+        os._exit(0)  # the port's sockets close with it: who comes late is told UNAVAILABLE, and may try elsewhere
+
+    def _look(self) -> None:
+        self._health.look()
+        if self._health.serving != self._told:
+            self._told = self._health.serving
+            self._control.send("serving", {"serving": self._told})
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
