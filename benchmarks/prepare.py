@@ -1,10 +1,11 @@
 """Make a model folder of foreign graphs, and a request for it, so that servers can be timed on the same network.
 
-    python benchmarks/prepare.py HOME
+    python -m benchmarks.prepare HOME
 
 HOME holds encoder.onnx (x float [n,1,28,28] -> h [n,64]) and decoder.onnx (z float [n,32] -> x [n,1,28,28]), as the
 benchmark of servers makes them for all its peers. This writes HOME/models/bench/1, the same graphs inside our
-contract, and HOME/latentry.bin, one gRPC frame with a Decode request for one latent.
+contract, and one gRPC frame each with a request to decode one latent: HOME/latentry.bin, and HOME/latentry-oip.bin in
+the Open Inference Protocol.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, compose, helper, numpy_helper
 
+from benchmarks.bodies import frame, oip_decode
 from latentry.manifest import DECODER_FILE, ENCODER_FILE, MANIFEST_FILE, Likelihood, Manifest, sha256
 from latentry.v1 import vae_pb2 as pb
 
@@ -45,8 +47,8 @@ def main() -> None:
     about = Manifest("bench", 1, SHAPE, LATENT_DIM, Likelihood("bernoulli"), digests)
     (folder / MANIFEST_FILE).write_text(about.to_json())
     latents = pb.Tensor(dtype=pb.DATA_TYPE_FLOAT32, shape=[1, LATENT_DIM], data=struct.pack("<32f", *LATENT))
-    message = pb.DecodeRequest(latents=latents).SerializeToString()
-    (home / "latentry.bin").write_bytes(b"\0" + struct.pack(">I", len(message)) + message)
+    (home / "latentry.bin").write_bytes(frame(pb.DecodeRequest(latents=latents).SerializeToString()))
+    (home / "latentry-oip.bin").write_bytes(frame(oip_decode(latents.data)))
 
 
 def _wrap_encoder(graph: ModelProto) -> ModelProto:

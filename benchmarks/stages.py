@@ -1,0 +1,194 @@
+"""What a call costs and where: microseconds of processor by stage, and what follows for many front ends.
+
+    python -m benchmarks.stages [--in-flight 64] [--calls 6000] [--rounds 3] [--processors 16]
+
+The same load (Decode of one latent to one image, no network but the loopback) goes to servers that do more and more:
+an echo of grpcio's that computes nothing; then `latentry serve` in which the call, the batcher or the graph answers
+at once (`benchmarks.stage_server`); then the whole. A stage costs what the server with it spends more than the one
+without, in the scheduler's own account of its threads (/proc), not by the clock: other work on the machine makes
+calls wait, and through caches and hyper-threads a little dearer, never cheaper. So all take turns, and of each server
+the least of its rounds counts. A sampling profiler would say less: most of a call runs inside Cython and C, where
+Python's own sees nothing.
+
+From that follows calls a second for --frontends 1 to 16 (`benchmarks.projection` says the model). Where the setting
+exists, two front ends are measured and the projection uses what they and their engine's process spent; else it assumes
+that handing a call to another process costs either side as much as handing it to another thread and back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from timeit import timeit
+
+import numpy as np
+
+from benchmarks import bodies, children, figures, load, processor_time, projection, raw_onnx
+from benchmarks.figures import Figure
+from benchmarks.load import Load, Target
+from benchmarks.plan import Plan, has_front_ends
+from benchmarks.processor_time import Spent
+from benchmarks.projection import Costs
+from latentry.v1 import vae_pb2 as pb
+
+_NAMES = {
+    "echo asyncio": "grpcio echo on asyncio's loop",
+    "echo": "grpcio echo on uvloop",
+    "decode": "latentry, the call answers at once",
+    "queue": "latentry, the batcher answers at once",
+    "graph": "latentry, the graph answers at once",
+    "whole": "latentry",
+    "two": "latentry, --frontends 2",
+}
+_STAGES = (
+    ("echo", "", "grpcio: C-core, Cython, event loop"),
+    ("decode", "echo", "interceptor, parsing the request, serialising the reply"),
+    ("queue", "decode", "model, latents, limits, building the reply"),
+    ("graph", "queue", "queue, batch, hand-over to the device's thread and back"),
+    ("whole", "graph", "inference"),
+)
+_REPEATS = 20_000
+
+Spents = Mapping[str, Sequence[Spent]]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print."""
+    args = _arguments(arguments)
+    with tempfile.TemporaryDirectory() as place:
+        plan = Plan(Path(place))
+        levels = list(_NAMES) if has_front_ends() else [name for name in _NAMES if name != "two"]
+        spent: dict[str, list[Spent]] = {level: [] for level in levels}
+        apart: list[tuple[float, float, float]] = []
+        print(_servers_head(), flush=True)
+        for number in range(args.rounds):
+            for level in levels:
+                pressed, each, engine = _measure(level, plan, args)
+                spent[level].append(processor_time.together(each))
+                apart += [_front_and_engine(each, engine)] if level == "two" else []
+                if number == args.rounds - 1:
+                    print(_server_line(level, spent[level], pressed), flush=True)
+        raw = raw_onnx.seconds_of(plan.decoder(), (1, 8, 64), 1, 0.4, "images")
+    found = list(_stage_figures(spent))
+    print(f"\n{'stage (from the cheapest rounds)':<66} {'us a call':>8}")
+    for figure in [*found, *_alone(raw)]:
+        print(figure.line())
+    costs = costs_of(spent, apart)
+    print(f"\ncosts: {_rounded(costs)}{'' if apart else '   (hand-over assumed, not measured)'}")
+    print(f"projected for {args.processors} processors, the load on the same machine:")
+    print(projection.table(costs, args.processors))
+    projected = {n: projection.project(costs, n, args.processors).rate for n in projection.FRONT_ENDS}
+    figures.save(args.out, found, costs=_rounded(costs), processors=args.processors, projected_calls_per_s=projected)
+    return 0
+
+
+def _measure(level: str, plan: Plan, args: argparse.Namespace) -> tuple[Load, dict[int, Spent], set[int]]:
+    """The load, what each process spent, and which of them is the engine's: it is no front end, and started none."""
+    port, pages = children.free_port(), children.free_port()
+    if level.startswith("echo"):
+        loop = level.partition(" ")[2] or "uvloop"
+        child = children.Child(children.python("benchmarks.echo_server", port, "--loop", loop))
+        ready, target = partial(children.listens, port), Target(port, bodies.ECHO + "Image", bodies.latents(1), 784)
+    else:
+        flags = ["--models", plan.repository("conv"), "--port", port, "--metrics-port", pages, "--device", "cpu"]
+        flags += ["--threads", 1, "--frontends", 2] if level == "two" else ["--threads", 1]
+        start = ["benchmarks.stage_server", level] if level != "two" else ["latentry", "serve"]
+        child = children.Child(children.python(*map(str, start), *flags))
+        ready, target = (
+            partial(children.is_ready, pages),
+            Target(port, bodies.SERVICE + "Decode", bodies.decode(1), 784),
+        )
+    with children.running(child):
+        child.wait(ready)
+        load.calls(target, args.in_flight, args.calls // 4, plan.place)  # warm
+        pressed, each = processor_time.spend(child, target, args.in_flight, args.calls, plan.place)
+        return pressed, each, set(each) - children.listening(port, each) - {child.pid}
+
+
+def _front_and_engine(each: Mapping[int, Spent], engine: set[int]) -> tuple[float, float, float]:
+    """What the front ends, the event loop of the engine's process, and its other threads spent on a call."""
+    front = sum(spent.total_us for pid, spent in each.items() if pid not in engine)
+    return front, sum(each[pid].main_us for pid in engine), sum(each[pid].others_us for pid in engine)
+
+
+def least(spents: Sequence[Spent]) -> Spent:
+    """The cheapest round."""
+    return min(spents, key=lambda spent: spent.total_us)
+
+
+def _stage_figures(spent: Spents) -> Iterator[Figure]:
+    for level, before, name in _STAGES:
+        without = least(spent[before]).total_us if before else 0.0
+        yield Figure(name, "us", (least(spent[level]).total_us - without,))
+    whole = least(spent["whole"])
+    yield Figure("whole call, all threads", "us", (whole.total_us,))
+    yield Figure("whole call, the event loop's thread", "us", (whole.main_us,))
+    yield Figure("whole call, inside the kernel", "us", (whole.kernel_us,))
+
+
+def costs_of(spent: Spents, apart: Sequence[tuple[float, float, float]]) -> Costs:
+    """For the projection. `apart`: what `_front_and_engine` says, where that was measured."""
+    cheapest = {level: least(each) for level, each in spent.items()}
+    inference = max(0.0, cheapest["whole"].total_us - cheapest["graph"].total_us)
+    generator = cheapest["whole"].generator_us
+    single, front = cheapest["graph"].total_us, cheapest["queue"].total_us
+    handing = max(1.0, single - front)
+    if not apart:
+        return Costs(single, front + handing, handing, inference, generator)
+    fronts, loop, devices = min(apart, key=sum)
+    return Costs(single, fronts, loop, devices, generator)
+
+
+def _alone(raw: Mapping[int, float]) -> Iterator[Figure]:
+    """Parts of stages, each alone in this process, one after another."""
+    request, pixels = bodies.decode(1), np.zeros((1, 28, 28, 1), np.uint8)
+
+    def reply() -> bytes:
+        tensor = pb.Tensor(dtype=pb.DATA_TYPE_UINT8, shape=pixels.shape, data=pixels.tobytes())
+        ref = pb.ModelRef(name="bench", version=1, digest="0" * 64)
+        made = pb.Provenance(provider="CPUExecutionProvider", precision="fp32", timings=pb.Timings(total_s=0.001))
+        whole = pb.DecodeResponse(model=ref, images=pb.Images(tensor=tensor), provenance=made)
+        return whole.SerializeToString()
+
+    alone: dict[str, Callable[[], object]] = {
+        "alone: parsing the request with protobuf": partial(pb.DecodeRequest.FromString, request),
+        "alone: building the reply with protobuf and serialising it": reply,
+    }
+    for name, work in alone.items():
+        yield Figure(name, "us", tuple(timeit(work, number=_REPEATS) / _REPEATS * 1e6 for _ in range(3)))
+    for batch, seconds in raw.items():
+        yield Figure(f"alone: an image by ONNX Runtime, one thread, batch {batch}", "us", (seconds / batch * 1e6,))
+
+
+def _servers_head() -> str:
+    columns = ("us a call", "loop", "others", "kernel", "wake-ups", "load", "calls/s")
+    return f"{'server':<40}" + "".join(f"{column:>10}" for column in columns)
+
+
+def _server_line(level: str, spents: Sequence[Spent], pressed: Load) -> str:
+    names = ("total_us", "main_us", "others_us", "kernel_us", "wake_ups", "generator_us")
+    values = [getattr(least(spents), name) for name in names]
+    return f"{_NAMES[level]:<40}" + "".join(f"{value:>10.1f}" for value in values) + f"{pressed.rate:>10,.0f}"
+
+
+def _rounded(costs: Costs) -> dict[str, float]:
+    return {name: round(getattr(costs, name), 1) for name in Costs.__dataclass_fields__}
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--in-flight", type=int, default=64, help="calls at any time (default: %(default)s)")
+    add("--calls", type=int, default=6000, help="of each measurement (default: %(default)s)")
+    add("--rounds", type=int, default=3, help="(default: %(default)s)")
+    add("--processors", type=int, default=16, help="of the machine to project for (default: %(default)s)")
+    add("--out", type=Path, default=Path("out/stages.json"), help="(default: %(default)s)")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
