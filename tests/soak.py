@@ -37,7 +37,7 @@ from latentry.v1 import vae_pb2 as pb
 from latentry.v1 import vae_pb2_grpc
 
 WORKERS = 4
-RELOAD_S = 4.0
+RELOAD_S = 4.0  # these two in a soak of half a minute or longer; in a shorter one as many times
 KILL_S = 3.0
 FLAT = 0.05  # how far memory may be from its mean in the second half
 KEPT = 2  # versions of `a` in the repository
@@ -71,10 +71,10 @@ def overload(server: ServerProcess, ended: Counter[tuple[str, Code]], stop: thre
 # ---- trouble ----
 
 
-def kill_clients(server: ServerProcess, stop: threading.Event) -> int:
+def kill_clients(server: ServerProcess, stop: threading.Event, every_s: float) -> int:
     """Start clients and kill them in the middle of their calls; how many."""
     killed = 0
-    while not stop.wait(KILL_S):
+    while not stop.wait(every_s):
         command = [sys.executable, "-c", CALLER, f"127.0.0.1:{server.port}"]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as client:
             assert client.stdout is not None
@@ -84,11 +84,13 @@ def kill_clients(server: ServerProcess, stop: threading.Event) -> int:
     return killed
 
 
-def reload_models(server: ServerProcess, repository: Path, truth: Truth, stop: threading.Event) -> Counter[str]:
+def reload_models(
+    server: ServerProcess, repository: Path, truth: Truth, stop: threading.Event, every_s: float
+) -> Counter[str]:
     """New versions of `a` come, old ones go; every third time one comes that is bad. What was done, counted."""
     done: Counter[str] = Counter()
     version = 1
-    while not stop.wait(RELOAD_S):
+    while not stop.wait(every_s):
         if done["new"] % 3 == 2 and not done["bad"] * 3 > done["new"]:
             bad = repository / "a" / str(10**9 + version)
             shutil.copytree(repository / "a" / str(version), repository / ".bad")
@@ -200,10 +202,11 @@ def _soak(server: ServerProcess, repository: Path, truth: Truth, seconds: float)
     first, watch = callers[0], Watch()
     counted = _counted(server)
     before = server.state()
+    often = min(1.0, seconds / 30)
     with _running(
         *(caller.run for caller in callers),
-        lambda stop: kill_clients(server, stop),
-        lambda stop: reload_models(server, repository, truth, stop),
+        lambda stop: kill_clients(server, stop, KILL_S * often),
+        lambda stop: reload_models(server, repository, truth, stop, RELOAD_S * often),
         lambda stop: watch.run(server, stop, min(1.0, seconds / 60)),
     ) as results:
         time.sleep(seconds)
@@ -236,11 +239,10 @@ def soak_memory(seconds: float, queue_items: int) -> list[str]:
         limits = ["--max-batch-size", "1", "--max-queue-items", str(queue_items)]
         with server_process(Path(place), *limits) as server:
             watch, ended = Watch(), Counter[tuple[str, Code]]()
-            with _running(
-                lambda stop: overload(server, ended, stop),
-                lambda stop: watch.run(server, stop, min(1.0, seconds / 60)),
-            ):
-                time.sleep(seconds)
+            with _running(lambda stop: overload(server, ended, stop)):
+                _fill(server, min(queue_items, 4096))
+                with _running(lambda stop: watch.run(server, stop, min(1.0, seconds / 60))):
+                    time.sleep(seconds)
             queued = server.metric("latentry_queue_items")
             print_calls(ended)
             print(f"{queued:g} items were waiting at the end")
@@ -256,6 +258,14 @@ def _warm(server: ServerProcess, truth: Truth) -> None:
             with suppress(grpc.RpcError, grpc.FutureCancelledError):
                 call(caller, vae_pb2_grpc.VaeServiceStub(channel))
     server.settle(server.state())
+
+
+def _fill(server: ServerProcess, items: int) -> None:
+    """Until nearly so many items have waited: what the first of them need is no growth."""
+    give_up = time.monotonic() + 30
+    while server.metric("latentry_queue_items") < items - 1024:
+        assert time.monotonic() < give_up, "the server could do it all: this is no overload"
+        time.sleep(0.05)
 
 
 def _counted(server: ServerProcess) -> Counter[tuple[str, str]]:

@@ -19,10 +19,10 @@ TOLERANCE = 2e-5
 
 @pytest.fixture(scope="module", params=["gaussian", "bernoulli"])
 def run_and_repository(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A model trained for seconds on real images, and the repository that it was exported to, by the command."""
+    """A model trained for a moment on real images, and the repository that it was exported to, by the command."""
     folder = tmp_path_factory.mktemp("contract")
     run, model = str(folder / "run"), str(folder / "models" / "tiny" / "3")
-    flags = ["--preset", "tiny", "--data", str(small_set(folder, 2000)), "--likelihood", request.param]
+    flags = ["--preset", "tiny", "--data", str(small_set(folder, 600)), "--likelihood", request.param]
     assert main(["train", *flags, "--out", run]) == 0
     assert main(["export", run, "--to", model]) == 0
     return folder / "run", folder / "models"

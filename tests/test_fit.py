@@ -26,6 +26,14 @@ from training.errors import CheckpointError, ConfigError, DataError, RunError
 from training.events import EventLog
 from training.step import train_step
 
+# `latentry`, without the curves that `undrawn` leaves out too.
+_UNDRAWN = """
+import sys
+from training import figures
+figures.write_training_curve = lambda log, path: None
+from latentry.cli import main
+sys.exit(main())
+"""
 STEPS_PER_EPOCH = 8  # 270 images to train on, in batches of 32
 
 
@@ -108,6 +116,7 @@ class TestLearning:
         steps = [event["reconstruction"] for event in log(tmp_path / "run") if event["event"] == "step"]
         assert np.mean(steps[-5:]) > np.mean(steps[:5]) + 20
 
+    @pytest.mark.usefixtures("undrawn")
     def test_pca_is_solved_and_then_like_any_other_run(self, images: Path, tmp_path: Path) -> None:
         config = tiny(images)
         config = replace(config, model=replace(config.model, kind="pca"))
@@ -249,6 +258,7 @@ class TestStep:
         assert (tmp_path / "run" / "figures" / "training.png").exists()
         assert "1 of 8 steps were skipped" in capsys.readouterr().err
 
+    @pytest.mark.usefixtures("undrawn")
     def test_a_run_that_learnt_nothing_does_not_end_well(
         self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -300,8 +310,8 @@ class TestStep:
         assert first.tolist() == batches.epoch_order(50, 7, 0).tolist()
 
 
+@pytest.mark.usefixtures("undrawn")
 class TestResume:
-    @pytest.mark.usefixtures("undrawn")
     def test_killed_runs_repeat_the_unbroken_run_bit_for_bit(self, images: Path, tmp_path: Path) -> None:
         """Weights, their average, schedules, the order, all noise with that of dropout, and the prior fitted last."""
         config = tiny(images, epochs=6)
@@ -323,7 +333,7 @@ class TestResume:
 
     def _train_and_kill(self, run: Path, images: Path, step: int, delay_s: float) -> None:
         """Train in a process of its own until the log has `step` steps and `delay_s` has gone by; then kill -9."""
-        command = [sys.executable, "-m", "latentry", "train", "--preset", "tiny", "--data", str(images)]
+        command = [sys.executable, "-c", _UNDRAWN, "train", "--preset", "tiny", "--data", str(images)]
         command += ["--device", "cpu", "--epochs", "6", "--out", str(run), *(["--resume"] if run.exists() else [])]
         command += ["--model", "dense-norm", "--conditional", "--beta-cycles", "2", "--samples", "2"]
         command += ["--fit-prior", "mixture", "--components", "3", "--snapshots"]

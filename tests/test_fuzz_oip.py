@@ -13,7 +13,7 @@ import fuzz_requests
 import grpc
 import numpy as np
 import pytest
-from conftest import running_service, settings_for
+from conftest import LONG, running_service, settings_for
 from fuzz_requests import MAX_ITEMS, inference, nearly, wild
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
@@ -31,7 +31,11 @@ OTHERS = [method.name for method in SERVICE.methods if "Infer" not in method.nam
 ITEM_BYTES = {"UINT8": 1, "FP32": 4}
 
 wildly = settings(
-    deadline=None, max_examples=250, suppress_health_check=list(HealthCheck), database=None, print_blob=True
+    deadline=None,
+    max_examples=250 if LONG else 80,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+    print_blob=True,
 )
 briefly = settings(wildly, max_examples=25)
 
@@ -164,7 +168,7 @@ def test_any_request_is_answered_or_told_what_is_wrong(channel: grpc.Channel) ->
 def test_a_request_that_is_almost_right_is_answered_or_told_what_is_wrong(channel: grpc.Channel) -> None:
     codes: Counter[Code] = Counter()
 
-    @settings(wildly, max_examples=500)
+    @settings(wildly, max_examples=500 if LONG else 320)
     @given(nearly(inference()))
     def check(request: oip.ModelInferRequest) -> None:
         codes[_check(channel, request)] += 1
@@ -230,7 +234,7 @@ def test_each_request_of_a_stream_has_its_answer_in_its_place(channel: grpc.Chan
     stream = channel.stream_stream(f"/{SERVICE.full_name}/ModelStreamInfer")
     refused = answered = 0
 
-    @settings(wildly, max_examples=60)
+    @settings(wildly, max_examples=60 if LONG else 40)
     @given(st.lists(nearly(inference()) | wild(INFER) | inference(), max_size=9))
     def check(requests: list[oip.ModelInferRequest]) -> None:
         nonlocal refused, answered

@@ -16,7 +16,7 @@ from conftest import ROOT
 from PIL import Image
 from server_process import free_ports
 
-PHOTOS = 64
+PHOTOS = 16
 # What somebody who types does by themselves: the server is up before the next line is complete.
 _WAIT = "until latentry health --server localhost:$LATENTRY_PORT; do sleep 0.2; done 2>/dev/null"
 

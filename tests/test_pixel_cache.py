@@ -110,6 +110,7 @@ class TestAlike:
         assert_same_dataset(load(source, tmp_path / "cache", holdout=0.4), load(source, holdout=0.4))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_gives_the_same_numbers_bit_for_bit(tmp_path: Path) -> None:
     source = small_set(tmp_path)
     logs = []

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -36,6 +37,7 @@ from training.step import train_step
 _EPOCH_IMAGES = 2048  # to calibrate and to evaluate with after each epoch; `latentry evaluate` takes them all
 _MAX_SKIPPED_IN_A_ROW = 100
 _SLOW_STEPS = 5  # of a process: kernels are chosen and memory is first touched
+_CURVE_S = 5.0  # between drawings of the training curve
 
 
 def fit(config: Config, folder: Path, *, resume: bool) -> None:
@@ -126,6 +128,7 @@ class _Run:
             self.board = Board(folder / run.TENSORBOARD, training.step)
             self.progress = Progress(training.step, self.steps)
         self.last_s, self.step_s, self.timed = time.monotonic(), 0.0, 0
+        self.curve_drawn_s = -math.inf
 
     def to_the_end(self) -> None:
         with contextlib.ExitStack() as stack:
@@ -223,7 +226,10 @@ class _Run:
         try:
             for name, grid in grids.items():
                 figures.write_png(grid, self.folder / run.FIGURES / f"{name}.png")
-            figures.write_training_curve(self.folder / run.LOG, self.folder / run.FIGURES / "training.png")
+            # It takes half a second, which epochs of a small data set do not: then every few of them, and the last.
+            if self.training.step == self.steps or time.monotonic() - self.curve_drawn_s > _CURVE_S:
+                figures.write_training_curve(self.folder / run.LOG, self.folder / run.FIGURES / "training.png")
+                self.curve_drawn_s = time.monotonic()
         except OSError as error:
             raise RunError(f"{self.folder / run.FIGURES}: cannot be written: {error.strerror}") from error
 
