@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -33,7 +33,7 @@ def role_for(service: str, ours: Role = Role.INFER) -> Role | None:
     return ours if service.startswith(_REFLECTION) else Role.ADMIN
 
 
-class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in the stubs alone
+class AccessInterceptor:
     """Lets in those whom `access` lets in; the handlers have to be asynchronous. `ours` is the role that our own
     services on this port need, and so who may know of them."""
 
@@ -41,15 +41,10 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] #
         self._access = access
         self._ours = ours
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """The handler that grpc found, behind a check of who calls."""
-        handler = await continuation(handler_call_details)
-        service = handler_call_details.method.lstrip("/").partition("/")[0]
-        if handler is None or not self._access.enabled or service in _OURS:
+    def wrap(self, path: str, handler: Any) -> Any:
+        """grpc's handler of the calls of a path, behind a check of who calls."""
+        service = path.lstrip("/").partition("/")[0]
+        if not self._access.enabled or service in _OURS:
             return handler
         role = role_for(service, self._ours)
         return handler if role is None else self._guarded(handler, role)

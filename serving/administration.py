@@ -50,7 +50,7 @@ class Administration:
     async def open(self, port: int) -> int:
         """Listen; returns the port, which is another if 0 was given. Raises `PortTaken`."""
         entrance = self._entrance
-        interceptors = [
+        wraps = [
             CallInterceptor(
                 {ADMIN_SERVICE, OIP_SERVICE},
                 Role.ADMIN,
@@ -59,10 +59,10 @@ class Administration:
                 entrance.metrics,
                 lambda: _MOST_BYTES,
                 entrance.listeners,
-            ),
-            AccessInterceptor(entrance.access, Role.ADMIN),
+            ).wrap,
+            AccessInterceptor(entrance.access, Role.ADMIN).wrap,
         ]
-        self.port = GrpcPort(entrance, interceptors, _MOST_REPLY_BYTES)
+        self.port = GrpcPort(entrance, wraps, _MOST_REPLY_BYTES)
         admin = AdminServicer(self._catalog, self._reloader, self._set_level)
         oip = OipServicer(None, self._catalog, lambda: self._health.serving, self._statistics, self._reloader)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, self.port.server)

@@ -44,7 +44,7 @@ class Calls:
     async def open(self, port: int, max_message_bytes: int, shared: bool = False) -> int:
         """Listen; messages of more than so many bytes are let in for no model. Returns the port; raises `PortTaken`."""
         entrance, settings = self._entrance, self._entrance.settings
-        interceptors = [
+        wraps = [
             CallInterceptor(
                 {SERVICE, OIP_SERVICE},
                 Role.INFER,
@@ -53,10 +53,10 @@ class Calls:
                 entrance.metrics,
                 lambda: self._catalog.max_message_bytes,
                 entrance.listeners,
-            ),
-            AccessInterceptor(entrance.access),
+            ).wrap,
+            AccessInterceptor(entrance.access).wrap,
         ]
-        self.port = GrpcPort(entrance, interceptors, max_message_bytes, shared)
+        self.port = GrpcPort(entrance, wraps, max_message_bytes, shared)
         vae = VaeServicer(self._catalog, self._codec_threads, self._quotas, settings.max_batch_size)
         oip = OipServicer(vae, self._catalog, lambda: self._health.serving, self._statistics)
         vae_pb2_grpc.add_VaeServiceServicer_to_server(vae, self.port.server)

@@ -1,4 +1,4 @@
-"""How a process of ours turns: on uvloop where there is one, with a collector of garbage that keeps out of the way."""
+"""How a process of ours turns: on uvloop where there is one, with a collector of garbage that looks at what is new."""
 
 from __future__ import annotations
 
@@ -14,10 +14,6 @@ except ImportError:  # there is none for Windows
 
 T = TypeVar("T")
 
-# Calls make much that refers to itself (tasks, futures, errors), but little of it outlives them: a young generation of
-# some 1,000 calls, where Python's own 700 objects are fewer than one batch of calls makes.
-_YOUNG_OBJECTS = 20_000
-
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """What `asyncio.run` does."""
@@ -25,8 +21,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 def settle() -> None:
-    """What is loaded now stays: the collector need not look at it again, nor so often."""
+    """What is loaded now stays: the collector need not look at it again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_YOUNG_OBJECTS, 20, 50)
     gc.enable()

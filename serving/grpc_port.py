@@ -16,6 +16,7 @@ from serving.addresses import bracketed
 from serving.entrance import Entrance
 from serving.errors import PortTaken
 from serving.health import Health, HealthServicer
+from serving.wrapped_handlers import Wrap, wrap
 
 _OPTIONS: Sequence[tuple[str, Any]] = [
     ("grpc.max_concurrent_streams", 1024),  # of one connection
@@ -32,12 +33,10 @@ _OPTIONS: Sequence[tuple[str, Any]] = [
 
 
 class GrpcPort:
-    """A server of one port; its services are to be added to `server`. `shared`: other processes of ours listen on the
-    same port; else a port that is taken is an error."""
+    """A server of one port; its services are to be added to `server`, and `wraps` know of their calls. `shared`: other
+    processes of ours listen on the same port; else a port that is taken is an error."""
 
-    def __init__(
-        self, entrance: Entrance, interceptors: Sequence[Any], max_message_bytes: int, shared: bool = False
-    ) -> None:
+    def __init__(self, entrance: Entrance, wraps: Sequence[Wrap], max_message_bytes: int, shared: bool = False) -> None:
         self._entrance = entrance
         options = [
             *_OPTIONS,
@@ -45,7 +44,8 @@ class GrpcPort:
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
         ]
-        self.server = grpc.aio.server(interceptors=interceptors, options=options)
+        self.server = grpc.aio.server(options=options)
+        wrap(self.server, wraps)
 
     async def open(self, wanted: int, health: Health, *services: str) -> int:
         """Listen, with `health` beside the services, which reflection names; returns the port, which is another if 0

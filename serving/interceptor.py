@@ -13,7 +13,7 @@ import random
 import re
 import time
 from collections import Counter as Counts
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -131,7 +131,7 @@ class _Method:
         return "server_stream" if self.gives_stream else "unary"
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in the stubs alone
+class CallInterceptor:
     """Wraps the calls of some services of ours, which need `role`; those of other services pass as they are."""
 
     def __init__(
@@ -151,26 +151,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
         self._metrics = metrics
         self._max_message_bytes = max_message_bytes
         self._listeners = listeners
-        self._handlers: dict[str, Any] = {}  # that were wrapped, by the path of their calls
         self._unread: Counts[str] = Counts()  # bytes of replies that wait for their readers, by connection
         self._taken = asyncio.Event()  # set for a moment whenever one of them does no longer
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """The handler that grpc found, inside our measurements."""
-        path = handler_call_details.method
-        wrapped = self._handlers.get(path)
-        if wrapped is None:
-            wrapped = await continuation(handler_call_details)
-            service, _, rpc = path.lstrip("/").partition("/")
-            if wrapped is not None and service in self._services:
-                wrapped = self._handlers[path] = self._wrap(_Method(service, rpc, wrapped, self._metrics))
-        return wrapped
+    def wrap(self, path: str, handler: Any) -> Any:
+        """grpc's handler of the calls of a path, inside our measurements."""
+        service, _, rpc = path.lstrip("/").partition("/")
+        if service not in self._services:
+            return handler
+        method = _Method(service, rpc, handler, self._metrics)
 
-    def _wrap(self, method: _Method) -> Any:
         # Bytes are parsed here, so that what is no message is counted and answered like every other bad request.
         async def one_reply(data: bytes, context: Any) -> bytes | None:
             return await self._answer(method, data, context)
@@ -292,12 +282,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # g
             call.reply_bytes = len(reply)
             self._gate.reply_leaves()
             self._unread[call.peer] += len(reply)
-            context.add_done_callback(partial(self._gone, call.peer, len(reply)))
+            # The task that this is in ends when gRPC has passed the reply on. The context would tell as well, but then
+            # refer to itself, and keep all that the call took until garbage is collected.
+            task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
+            task.add_done_callback(partial(self._gone, call.peer, len(reply)))
             return reply
         finally:
             self._gate.leave()
 
-    def _gone(self, peer: str, size_bytes: int, context: Any) -> None:
+    def _gone(self, peer: str, size_bytes: int, task: asyncio.Task[Any]) -> None:
         """gRPC has passed the reply of a unary call on, or given it up."""
         self._gate.reply_left()
         self._forget(peer, size_bytes)

@@ -26,6 +26,7 @@ from serving import identities, token_command
 from serving.access import Access, Role, credentials_of
 from serving.access_interceptor import AccessInterceptor, role_for
 from serving.errors import ConfigError, PermissionDenied, Unauthenticated
+from serving.wrapped_handlers import wrap
 
 APP, ADMIN, PROMETHEUS = "app-token-0123456789", "admin-token-0123456789", "scrape-token-0123456789"
 KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
@@ -309,7 +310,8 @@ async def guarded(access: Access) -> AsyncIterator[grpc.Channel]:
 
     Its calls are made in threads: grpc's asynchronous client answers INTERNAL when a stream that it writes is refused.
     """
-    server = grpc.aio.server(interceptors=[AccessInterceptor(access)])
+    server = grpc.aio.server()
+    wrap(server, [AccessInterceptor(access).wrap])
     health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(), server)
     reflection.enable_server_reflection((reflection.SERVICE_NAME,), server)
     channelz.add_channelz_servicer(server)
