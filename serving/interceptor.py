@@ -61,6 +61,10 @@ Metadata = Sequence[tuple[str, "str | bytes"]]
 class Listener(Protocol):
     """Somebody who wants to know of each call that has ended."""
 
+    @property
+    def wants_stages(self) -> bool:
+        """Whether it looks at a call's `stages`, which are not kept for nobody."""
+
     def ended(self, call: Call, code: grpc.StatusCode, seconds: float, metadata: Metadata) -> None:
         """`call` was answered with `code` after `seconds`."""
 
@@ -73,6 +77,7 @@ class _Method:
     """One rpc of one service, grpc's handler of it, and where it is counted: looked up once, not at each call."""
 
     def __init__(self, service: str, rpc: str, handler: Any, metrics: Metrics) -> None:
+        self.service = service
         self.rpc = rpc
         self.takes_stream = bool(handler.request_streaming)
         self.gives_stream = bool(handler.response_streaming)
@@ -237,9 +242,21 @@ class CallInterceptor:
         metadata: Metadata = context.invocation_metadata() or ()
         call.request_id = _request_id(metadata)
         refusal: ServiceError
+        reply = None
         try:
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
-            reply = await self._inside(method, data, call, context, metadata)
+            self._gate.enter()
+            try:
+                self._admit(call, context, metadata)
+                self._set_stages(method, call)
+                if method.gives_stream:
+                    await self._stream(method, data, call, context)
+                else:
+                    request = method.parse(self._check_size(data, call))
+                    reply = method.write(await method.behaviour(request, context))
+                    self._outgoing(reply, call)
+            finally:
+                self._gate.leave()
         except ServiceError as error:
             refusal = error
             if isinstance(error, QuotaExceeded):
@@ -267,28 +284,23 @@ class CallInterceptor:
             raise asyncio.CancelledError from gone
         return None
 
-    async def _inside(self, method: _Method, data: Any, call: Call, context: Any, metadata: Metadata) -> bytes | None:
-        """What is done within the gate."""
-        self._gate.enter()
-        try:
-            self._admit(call, context, metadata)
-            if method.gives_stream:
-                call.most_stages = _STREAM_STAGES
-                call.room = lambda: self._room(call.peer)
-                await self._stream(method, data, call, context)
-                return None
-            request = method.parse(self._check_size(data, call))
-            reply = method.write(await method.behaviour(request, context))
-            call.reply_bytes = len(reply)
-            self._gate.reply_leaves()
-            self._unread[call.peer] += len(reply)
-            # The task that this is in ends when gRPC has passed the reply on. The context would tell as well, but then
-            # refer to itself, and keep all that the call took until garbage is collected.
-            task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
-            task.add_done_callback(partial(self._gone, call.peer, len(reply)))
-            return reply
-        finally:
-            self._gate.leave()
+    def _set_stages(self, method: _Method, call: Call) -> None:
+        """How many stages are kept of it, and what the making of a stream's parts waits for."""
+        if method.gives_stream:
+            call.most_stages = _STREAM_STAGES
+            call.room = lambda: self._room(call.peer)
+        elif method.service == SERVICE and not any(listener.wants_stages for listener in self._listeners):
+            call.most_stages = 0
+
+    def _outgoing(self, reply: bytes, call: Call) -> None:
+        """The reply of a unary call leaves: it is waited for, and counts as unread, until gRPC has passed it on."""
+        call.reply_bytes = len(reply)
+        self._gate.reply_leaves()
+        self._unread[call.peer] += len(reply)
+        # The task that this is in ends then. The context would tell as well, but then refer to itself, and keep all
+        # that the call took until garbage is collected.
+        task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
+        task.add_done_callback(partial(self._gone, call.peer, len(reply)))
 
     def _gone(self, peer: str, size_bytes: int, task: asyncio.Task[Any]) -> None:
         """gRPC has passed the reply of a unary call on, or given it up."""

@@ -106,9 +106,14 @@ class RequestLog:
     def __init__(self, level: str) -> None:
         self._level = LEVELS.get(level, 0)
 
+    @property
+    def wants_stages(self) -> bool:
+        """While it logs."""
+        return self._level > 0 and _requests.isEnabledFor(self._level)
+
     def ended(self, call: Call, code: grpc.StatusCode, seconds: float, metadata: object = None) -> None:
         """`call` was answered with `code` after `seconds`. Its `metadata`, where tokens are, is not looked at."""
-        if not self._level or not _requests.isEnabledFor(self._level):
+        if not self.wants_stages:
             return
         took = {"codec_ms": 0.0, "queue_ms": 0.0, "inference_ms": 0.0}
         for stage in call.stages:

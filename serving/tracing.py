@@ -73,6 +73,8 @@ class Tracing:
         self._sender = TraceSender(endpoint, lost)
         self._open: set[_Batch] = set()
 
+    wants_stages = True
+
     def ended(
         self, call: Call, code: grpc.StatusCode, seconds: float, metadata: Iterable[tuple[str, str | bytes]]
     ) -> None:
