@@ -124,8 +124,9 @@ class Batcher:
         many rows would wait, `DeadlinePassed` if the time is so near `deadline` before all rows have begun that
         they cannot be ready in time, `EngineFailed` if the engine does.
         """
-        job = self.enqueue(rows, outputs, deadline, background=background, tell=tell)
+        job = self._enqueue(rows, outputs, deadline, background, tell)
         del rows  # the job has them: what is raised here must not keep them
+        self._pool.wake(self, at_once=True)
         try:
             return await job.future
         except asyncio.CancelledError:
@@ -141,7 +142,21 @@ class Batcher:
         background: bool = False,
         tell: Callable[[float, Run], None] = _tell_nobody,
     ) -> Job:
-        """What `submit` does before it waits: the job's `future` will have the results, or what went wrong."""
+        """What `submit` does before it waits: the job's `future` will have the results, or what went wrong. More may
+        follow in this turn of the loop, and go into the same batch.
+        """
+        job = self._enqueue(rows, outputs, deadline, background, tell)
+        self._pool.wake(self)
+        return job
+
+    def _enqueue(
+        self,
+        rows: Array,
+        outputs: frozenset[str],
+        deadline: float | None,
+        background: bool,
+        tell: Callable[[float, Run], None],
+    ) -> Job:
         if not len(rows):
             raise ValueError("rows: got none, wanted one at least")
         if self._closed:
@@ -156,7 +171,6 @@ class Batcher:
         job = Job(rows, outputs, deadline, tell, loop.create_future(), time.monotonic())
         (self._background if background else self._interactive).append(job)
         self._count(len(rows))
-        self._pool.wake(self)
         return job
 
     def withdraw(self, job: Job) -> None:

@@ -80,11 +80,15 @@ class Pool:
         """Their numbers."""
         return range(len(self._threads))
 
-    def wake(self, queue: Queue) -> None:
-        """`queue` has rows to run. Takes effect at the end of this turn of the loop, with all that it brought."""
+    def wake(self, queue: Queue, at_once: bool = False) -> None:
+        """`queue` has rows to run. Takes effect at the end of this turn of the loop, with all that it brought; or
+        `at_once`, if no other call is there that could bring more."""
         if queue not in self._ready:
             self._ready.append(queue)
-        self._assign_soon()
+        if at_once and self._idle and not self._asked and self._alone():
+            Context().run(self._assign)
+        else:
+            self._assign_soon()
 
     async def call(self, device: int, work: Callable[[], T]) -> T:
         """Run `work` in the device's thread, between batches."""
