@@ -18,7 +18,7 @@ from latentry.pieces import Piece
 from latentry.v1 import vae_pb2 as pb
 
 AT_ONCE = 2  # requests of a lane under way
-_FEW = 32  # calls that are not worth two requests; with more, one half travels while the other is worked on
+_FEW = 64  # calls that are not worth two requests; with more, one half travels while the other is worked on
 
 # Refusals that may be for what one call gave: each is sent alone then, and hears its own.
 APART = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL)
