@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_INDEX ?=
 INSTALL := $(PIP) install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help install demo test lint format protos release-protos docs lock image gallery gpu-check clean
+.PHONY: help install demo test test-long test-frontends lint format protos release-protos docs lock image gallery bench gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -30,6 +30,16 @@ demo: $(VENV)/.made ## train, export, serve and call; pictures in out/demo
 # Each worker has half of the tests, and takes over from the other when it is done: files stay together, mostly.
 test: $(VENV)/.made ## run the tests (WORKERS=2 at a time)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test-long: $(VENV)/.made ## the same, fuzzing and soaking for as long as a release deserves
+	@LATENTRY_LONG_TESTS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# What serves, once more with its front end apart from its engine: in one loop, and where servers are processes as such.
+BEHIND_FRONT_ENDS := servicer call reloader quotas statuses streams metrics generating tracing tls security precisions \
+  oip_service oip_streams oip_refusals oip_repository oip_kinds client client_streams coalescing batched_alike conditional \
+  served_priors health_command admin_command kills hostile
+test-frontends: $(VENV)/.made ## run the tests of what serves with --frontends 2
+	@LATENTRY_TEST_FRONTENDS=2 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(BEHIND_FRONT_ENDS:%=tests/test_%.py)
 
 lint: $(VENV)/.made ## check style and types
 	@$(BIN)/ruff check
@@ -61,6 +71,9 @@ docs: $(VENV)/.made ## write docs/configuration.md anew
 
 gallery: $(VENV)/.made ## remake docs/gallery.md and its pictures: trains some 15 small models into out/gallery
 	@$(BIN)/python -m training.gallery --data data/fashion-mnist $(if $(FACES),--faces $(FACES)) $(if $(FACES_MODEL),--faces-model $(FACES_MODEL)) --out docs/gallery
+
+bench: $(VENV)/.made ## how fast the service is, against its bounds (needs h2load; PEERS=HOME: and other servers)
+	@$(BIN)/python -m benchmarks.serving $(if $(PEERS),--peers $(PEERS))
 
 gpu-check: $(VENV)/.made ## on a machine with an NVIDIA GPU: does it serve right, and how fast (needs the extra cuda)
 	@$(BIN)/python -m benchmarks.gpu_check

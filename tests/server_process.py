@@ -115,8 +115,12 @@ class ServerProcess:
         return self.children().get("latentry-engine", self.process.pid)
 
     def rss_mib(self) -> float:
-        """Resident memory."""
-        return sum(self._status(pid, "VmRSS") for pid in self._pids()) / 1024
+        """Resident memory; what several processes share counts once."""
+        pids = list(self._pids())
+        if len(pids) == 1:
+            return self._status(pids[0], "VmRSS") / 1024
+        rollups = (Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids)
+        return sum(int(re.search(r"^Pss:\s+(\d+)", text, re.M)[1]) for text in rollups) / 1024  # type: ignore[index]
 
     def threads(self) -> int:
         return sum(self._status(pid, "Threads") for pid in self._pids())

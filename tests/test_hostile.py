@@ -151,7 +151,7 @@ def test_headers_that_never_end_hold_up_nobody_and_no_memory(server: ServerProce
                 if i % 250 == 0:
                     served(stub, 1)
         memory.append(server.rss_mib())
-    assert memory[-1] - memory[0] < 40, memory  # of 150 MB that came meanwhile
+    assert memory[-1] - memory[0] < 40 * FRONTENDS, memory  # of 150 MB that came meanwhile
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,8 @@ def test_a_client_that_never_reads_its_replies_costs_others_nothing_and_little_m
             reset(peer)
         served(stub)
         server.settle(before)
-        assert most < 200, f"{most:.0f} MiB for 250 MB of replies that nobody takes"
+        # Several processes have memory beside it through which results come.
+        assert most < (200 if FRONTENDS == 1 else 264), f"{most:.0f} MiB for 250 MB of replies that nobody takes"
 
 
 def test_streams_that_are_not_read_hold_little_memory(tmp_path: Path) -> None:
