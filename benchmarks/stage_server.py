@@ -9,7 +9,6 @@ off). For Decode of one latent to one image of 28x28 as uint8, in one process.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -35,25 +34,23 @@ _REPLY = pb.DecodeResponse(
 def cut(level: str) -> Callable[[], None]:
     """Put the shortened parts in place; what is returned switches them on. Until then, models are loaded and tried."""
     on = SimpleNamespace(yes=False)
-    decode, enqueue, run = VaeServicer.Decode, Batcher.enqueue, engine.Graph.run
+    decode, submit, run = VaeServicer.Decode, Batcher.submit, engine.Graph.run
 
     def decode_first(self: VaeServicer, request: Any, context: Any) -> Any:
         on.yes = True
         return _at_once() if level == "decode" else decode(self, request, context)
 
-    def enqueue_nothing(self: Batcher, rows: Any, outputs: frozenset[str], *more: Any, **others: Any) -> Any:
+    async def submit_nothing(self: Batcher, rows: Any, outputs: frozenset[str], *more: Any, **others: Any) -> Any:
         if not on.yes:
-            return enqueue(self, rows, outputs, *more, **others)
-        future = asyncio.get_running_loop().create_future()
-        future.set_result({name: _IMAGES[: len(rows)] for name in outputs})
-        return SimpleNamespace(future=future)
+            return await submit(self, rows, outputs, *more, **others)
+        return {name: _IMAGES[: len(rows)] for name in outputs}
 
     def run_nothing(self: engine.Graph, rows: Any, outputs: frozenset[str]) -> Any:
         return {name: _IMAGES[: len(rows)] for name in outputs} if on.yes else run(self, rows, outputs)
 
     VaeServicer.Decode = decode_first  # type: ignore[method-assign]
     if level == "queue":
-        Batcher.enqueue = enqueue_nothing  # type: ignore[method-assign]
+        Batcher.submit = submit_nothing  # type: ignore[method-assign]
     if level == "graph":
         engine.Graph.run = run_nothing  # type: ignore[method-assign]
     return lambda: setattr(on, "yes", True)
