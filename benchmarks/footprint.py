@@ -13,7 +13,7 @@ from benchmarks import bench_models, bodies
 from benchmarks.children import Child
 from benchmarks.figures import Figure, ratio
 from benchmarks.load import Target, calls
-from benchmarks.plan import Plan, has_front_ends
+from benchmarks.plan import Plan
 from latentry.manifest import MANIFEST_FILE, embedded_models
 
 _MODELS, _VERSIONS = 10, 100
@@ -29,7 +29,7 @@ def measure(plan: Plan) -> Iterator[Figure]:
 
 
 def _shipped(plan: Plan) -> Iterator[Figure]:
-    forms = {"": ()} | ({", 2 front ends and an engine's process": ("--frontends", "2")} if has_front_ends() else {})
+    forms = {"": (), ", 2 front ends and an engine's process": ("--frontends", "2")}
     for name, flags in forms.items():
         ready, fresh, used = [], [], []
         for _ in range(plan.rounds):

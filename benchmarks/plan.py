@@ -46,10 +46,3 @@ class Plan:
         with children.running(children.Child(children.python("benchmarks.echo_server", port, *flags))) as child:
             child.wait(partial(children.listens, port))
             yield port
-
-
-def has_front_ends() -> bool:
-    """Whether `latentry serve` has the setting `frontends`."""
-    from serving.settings import Settings
-
-    return "frontends" in Settings.model_fields

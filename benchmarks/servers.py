@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import bodies, children
 from benchmarks.load import Target
-from benchmarks.plan import Plan, has_front_ends
+from benchmarks.plan import Plan
 
 _PEERS = children.ROOT / "benchmarks" / "peers"
 
@@ -52,8 +52,7 @@ def ours(plan: Plan) -> Iterator[Server]:
     serve = tuple(children.python("latentry", "serve", *flags))
     decode, message = bodies.SERVICE + "Decode", bodies.decode(1)
     yield Server(OURS, serve, decode, message)
-    if has_front_ends():
-        yield Server(TWO, (*serve, "--frontends", "2"), decode, message)
+    yield Server(TWO, (*serve, "--frontends", "2"), decode, message)
     yield Server(OIP, serve, bodies.OIP, bodies.oip_decode())
 
 

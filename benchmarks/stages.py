@@ -1,6 +1,6 @@
 """What a call costs and where: microseconds of processor by stage, and what follows for many front ends.
 
-    python -m benchmarks.stages [--in-flight 64] [--calls 6000] [--rounds 3] [--processors 16]
+    python -m benchmarks.stages [--in-flight 64] [--calls 6000] [--rounds 3] [--processors 16] [--one-processor]
 
 The same load (Decode of one latent to one image, no network but the loopback) goes to servers that do more and more:
 an echo of grpcio's that computes nothing; then `latentry serve` in which the call, the batcher or the graph answers
@@ -10,14 +10,18 @@ calls wait, and through caches and hyper-threads a little dearer, never cheaper.
 the least of its rounds counts. A sampling profiler would say less: most of a call runs inside Cython and C, where
 Python's own sees nothing.
 
-From that follows calls a second for --frontends 1 to 16 (`benchmarks.projection` says the model). Where the setting
-exists, two front ends are measured and the projection uses what they and their engine's process spent; else it assumes
-that handing a call to another process costs either side as much as handing it to another thread and back.
+From that follows calls a second for --frontends 1 to 16 (`benchmarks.projection` says the model): of front ends and
+inference by what two of them and their engine's process spent, of the engine's process by what it spends when it is
+pressed (`benchmarks.engine_load`).
+
+Two processors are often two threads of one core, on which everything takes about half as long again when both are
+busy. With --one-processor all of it runs on one of them, and what is measured is what a call costs a core.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,10 +31,10 @@ from timeit import timeit
 
 import numpy as np
 
-from benchmarks import bodies, children, figures, load, processor_time, projection, raw_onnx
+from benchmarks import bodies, children, engine_load, figures, load, processor_time, projection, raw_onnx
 from benchmarks.figures import Figure
 from benchmarks.load import Load, Target
-from benchmarks.plan import Plan, has_front_ends
+from benchmarks.plan import Plan
 from benchmarks.processor_time import Spent
 from benchmarks.projection import Costs
 from latentry.v1 import vae_pb2 as pb
@@ -59,14 +63,15 @@ Spents = Mapping[str, Sequence[Spent]]
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print."""
     args = _arguments(arguments)
+    if args.one_processor:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as place:
         plan = Plan(Path(place))
-        levels = list(_NAMES) if has_front_ends() else [name for name in _NAMES if name != "two"]
-        spent: dict[str, list[Spent]] = {level: [] for level in levels}
+        spent: dict[str, list[Spent]] = {level: [] for level in _NAMES}
         apart: list[tuple[float, float, float]] = []
         print(_servers_head(), flush=True)
         for number in range(args.rounds):
-            for level in levels:
+            for level in _NAMES:
                 pressed, each, engine = _measure(level, plan, args)
                 spent[level].append(processor_time.together(each))
                 apart += [_front_and_engine(each, engine)] if level == "two" else []
@@ -77,8 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\n{'stage (from the cheapest rounds)':<66} {'us a call':>8}")
     for figure in [*found, *_alone(raw)]:
         print(figure.line())
-    costs = costs_of(spent, apart)
-    print(f"\ncosts: {_rounded(costs)}{'' if apart else '   (hand-over assumed, not measured)'}")
+    costs = costs_of(spent, apart, min(engine_load.measure(args.calls * 10)))
+    print(f"\ncosts: {_rounded(costs)}")
     print(f"projected for {args.processors} processors, the load on the same machine:")
     print(projection.table(costs, args.processors))
     projected = {n: projection.project(costs, n, args.processors).rate for n in projection.FRONT_ENDS}
@@ -110,9 +115,11 @@ def _measure(level: str, plan: Plan, args: argparse.Namespace) -> tuple[Load, di
 
 
 def _front_and_engine(each: Mapping[int, Spent], engine: set[int]) -> tuple[float, float, float]:
-    """What the front ends, the event loop of the engine's process, and its other threads spent on a call."""
-    front = sum(spent.total_us for pid, spent in each.items() if pid not in engine)
-    return front, sum(each[pid].main_us for pid in engine), sum(each[pid].others_us for pid in engine)
+    """What the front ends, their event loops, and the threads of the engine's process beside its loop spent on a call:
+    the inference."""
+    fronts = [spent for pid, spent in each.items() if pid not in engine]
+    inference = sum(each[pid].others_us for pid in engine)
+    return sum(each.total_us for each in fronts), sum(each.main_us for each in fronts), inference
 
 
 def least(spents: Sequence[Spent]) -> Spent:
@@ -130,17 +137,11 @@ def _stage_figures(spent: Spents) -> Iterator[Figure]:
     yield Figure("whole call, inside the kernel", "us", (whole.kernel_us,))
 
 
-def costs_of(spent: Spents, apart: Sequence[tuple[float, float, float]]) -> Costs:
-    """For the projection. `apart`: what `_front_and_engine` says, where that was measured."""
-    cheapest = {level: least(each) for level, each in spent.items()}
-    inference = max(0.0, cheapest["whole"].total_us - cheapest["graph"].total_us)
-    generator = cheapest["whole"].generator_us
-    single, front = cheapest["graph"].total_us, cheapest["queue"].total_us
-    handing = max(1.0, single - front)
-    if not apart:
-        return Costs(single, front + handing, handing, inference, generator)
-    fronts, loop, devices = min(apart, key=sum)
-    return Costs(single, fronts, loop, devices, generator)
+def costs_of(spent: Spents, apart: Sequence[tuple[float, float, float]], engine_us: float) -> Costs:
+    """For the projection. `apart` is what `_front_and_engine` says of each round."""
+    graph, whole = least(spent["graph"]), least(spent["whole"])
+    front_us, front_loop_us, inference_us = min(apart, key=sum)
+    return Costs(graph.total_us, graph.main_us, front_us, front_loop_us, engine_us, inference_us, whole.generator_us)
 
 
 def _alone(raw: Mapping[int, float]) -> Iterator[Figure]:
@@ -186,6 +187,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--calls", type=int, default=6000, help="of each measurement (default: %(default)s)")
     add("--rounds", type=int, default=3, help="(default: %(default)s)")
     add("--processors", type=int, default=16, help="of the machine to project for (default: %(default)s)")
+    add("--one-processor", action="store_true", help="run all of it on one")
     add("--out", type=Path, default=Path("out/stages.json"), help="(default: %(default)s)")
     return parser.parse_args(arguments)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import calls, clients, instructions, long_streams, regression, servers, serving, stages
+from benchmarks import calls, clients, engine_load, instructions, long_streams, regression, servers, serving, stages
 from benchmarks.load import Load
 from benchmarks.plan import Plan
 from benchmarks.processor_time import Spent
@@ -66,14 +66,22 @@ def test_stages_are_told_and_projected(
         return Load(5000.0, 0.01), {1: front, 2: engine}, {2}
 
     monkeypatch.setattr(stages, "_measure", measured)
-    monkeypatch.setattr(stages, "has_front_ends", lambda: True)
+    monkeypatch.setattr(engine_load, "measure", lambda calls: [14.0, 12.0])
     assert stages.main(["--rounds", "2", "--out", str(tmp_path / "s.json")]) == 0
     said = capsys.readouterr().out
     assert [said.count(name) for name in stages._NAMES.values()].count(0) == 0
     kept = json.loads((tmp_path / "s.json").read_text())
     medians = {figure["name"]: figure["median"] for figure in kept["figures"]}
     assert [medians[name] for _, _, name in stages._STAGES] == [100, 50, 50, 30, 60]
-    assert kept["costs"] == {"single_us": 230, "front_us": 240, "engine_us": 30, "inference_us": 60, "load_us": 15}
+    assert kept["costs"] == {
+        "single_us": 230,
+        "single_loop_us": 170,
+        "front_us": 240,
+        "front_loop_us": 240,
+        "engine_us": 12,
+        "inference_us": 60,
+        "load_us": 15,
+    }
     assert kept["projected_calls_per_s"]["2"] == pytest.approx(2e6 / 240)
 
 
