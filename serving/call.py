@@ -66,6 +66,10 @@ class Call:
         if self.most_stages is None or len(self.stages) < self.most_stages:
             self.stages.append(Stage("queue", submitted_ns, queue_s, graph))
             self.stages.append(Stage("inference", started_ns, run.seconds, graph, run))
+        if not told_ns:  # the first batch, and most often the only one
+            seconds["queue"], seconds["inference"] = queue_s, run.seconds
+            self._told_ns = ended_ns
+            return
         waited_ns = started_ns - (submitted_ns if submitted_ns > told_ns else told_ns)
         ran_ns = ended_ns - (started_ns if started_ns > told_ns else told_ns)
         seconds["queue"] = seconds.get("queue", 0.0) + (waited_ns / 1e9 if waited_ns > 0 else 0.0)
