@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 import grpc
@@ -77,7 +78,7 @@ class AsyncCoalescer:
             if lane.flying < lanes.AT_ONCE and not lane.boarding:
                 self._board(lane)
         else:
-            self._start(self._fly([waiter]))
+            self._fly_apart(waiter)
         self._waiters.add(waiter)
         if waiter.deadline < self._alarm_at:
             self._set_alarm(waiter.deadline)
@@ -95,33 +96,54 @@ class AsyncCoalescer:
         for waiter in [waiter for lane in self._lanes.values() for waiter in lane.waiting]:
             self._fail([waiter], grpc.StatusCode.CANCELLED, "the client was closed")
 
-    def _start(self, flying: Coroutine[Any, Any, None]) -> None:
+    def _start(self, flying: Coroutine[Any, Any, None], ended: Callable[[], None]) -> None:
+        """`ended` is called when it has, even if it was cancelled before it began."""
         task = self.loop.create_task(flying)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            ended()
+
+        task.add_done_callback(done)
+
+    def _fly_apart(self, waiter: _Waiter) -> None:
+        """Send one alone."""
+        closed = partial(self._fail, [waiter], grpc.StatusCode.CANCELLED, "the client was closed")
+        self._start(self._fly([waiter]), closed)  # which fails nobody who has been told
 
     def _board(self, lane: Lane[_Waiter]) -> None:
         """Send what is there when those that are about to call, in this turn of the loop, have called too."""
         lane.boarding = True
         lane.flying += 1
-        self._start(self._next(lane))
+        begun: list[bool] = []
 
-    async def _next(self, lane: Lane[_Waiter]) -> None:
-        lane.boarding = False
-        taken = lane.take(lanes.AT_ONCE - lane.flying + 1)
-        if lane.waiting and lane.flying < lanes.AT_ONCE:
-            self._board(lane)
-        try:
-            if taken:
-                await self._fly(taken)
-        finally:
+        def landed() -> None:
             lane.flying -= 1
+            if not begun:
+                lane.boarding = False
+            while lane.waiting and lane.waiting[0].gone:
+                lane.waiting.popleft()
             if lane.waiting and not lane.boarding:
                 self._board(lane)
             elif not lane.flying:
                 self._lanes.pop(lane.alike, None)
 
+        self._start(self._next(lane, begun), landed)
+
+    async def _next(self, lane: Lane[_Waiter], begun: list[bool]) -> None:
+        begun.append(True)
+        lane.boarding = False
+        taken = lane.take(lanes.AT_ONCE - lane.flying + 1)
+        if lane.waiting and lane.flying < lanes.AT_ONCE:
+            self._board(lane)
+        if taken:
+            await self._fly(taken)
+
     async def _fly(self, waiters: Sequence[_Waiter]) -> None:
+        waiters = [waiter for waiter in waiters if not waiter.gone]
+        if not waiters:
+            return
         flight = _Flight(waiters, asyncio.current_task())
         for waiter in waiters:
             waiter.flight = flight
@@ -149,7 +171,7 @@ class AsyncCoalescer:
                 if parts is not None:
                     waiter.future.set_result(parts[at])
                 else:
-                    self._start(self._fly([waiter]))
+                    self._fly_apart(waiter)
 
     def _fail(
         self, waiters: Sequence[_Waiter], code: grpc.StatusCode, message: str, cause: BaseException | None = None

@@ -64,9 +64,9 @@ class Client(Target):
         if self._coalescer is not None:
             self._coalescer.close()
         with self._lock:
-            if self._channel is not None:
-                self._channel.close()
-                self._channel = None
+            channel, self._channel = self._channel, None
+        if channel is not None:  # not under the lock: it waits for gRPC's thread, which may want to send what gathered
+            channel.close()
 
     def info(self) -> pb.ModelInfo:
         """The model: its shapes, limits, likelihood, attributes, figures. Asked once, then remembered.

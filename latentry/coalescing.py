@@ -62,23 +62,23 @@ class Coalescer:
         """What comes of the piece, sent alone or with others. Raises `LatentryError`."""
         if not self._merge or not piece.sociable():
             return self._alone(piece, timeout_s)
-        waiter = None
-        with self._lock:
-            lane = self._lanes.get(piece.alike)
-            if lane is None:
-                lane = self._lanes[piece.alike] = Lane(piece.alike, info)
-            lane.info = info
-            if lane.flying < lanes.AT_ONCE:
-                lane.flying += 1
-            else:
-                waiter = _Waiter(piece, time.monotonic() + timeout_s)
-                lane.waiting.append(waiter)
-        if waiter is not None:
-            return self._wait(waiter)
-        try:
-            return self._alone(piece, timeout_s)
+        lane, waiter = None, None
+        try:  # from here on an interrupt must not leave the lane as if this call were under way
+            with self._lock:
+                there = self._lanes.get(piece.alike)
+                if there is None:
+                    there = self._lanes[piece.alike] = Lane(piece.alike, info)
+                there.info = info
+                if there.flying < lanes.AT_ONCE:
+                    there.flying += 1
+                    lane = there
+                else:
+                    waiter = _Waiter(piece, time.monotonic() + timeout_s)
+                    there.waiting.append(waiter)
+            return self._alone(piece, timeout_s) if waiter is None else self._wait(waiter)
         finally:
-            self._landed(lane)
+            if lane is not None:
+                self._landed(lane)
 
     def close(self) -> None:
         """What is not sent yet fails; what is, fails with the channel."""
@@ -115,8 +115,16 @@ class Coalescer:
                     lane.flying += 1
             if not lane.flying:
                 self._lanes.pop(lane.alike, None)
-        for group in groups:
-            self._depart(group, partial(self._landed, lane))
+        try:
+            while groups:
+                group = groups.pop(0)
+                self._depart(group, partial(self._landed, lane))
+        except BaseException:  # an interrupt of this thread: what it has not sent yet is for others to send
+            with self._lock:
+                lane.flying -= len(groups)
+                for group in reversed(groups):
+                    lane.waiting.extendleft(reversed(group))
+            raise
 
     def _depart(self, waiters: Sequence[_Waiter], landed: Callable[[], None]) -> None:
         """Send one request for all of them; `landed` is called when it has ended."""

@@ -361,3 +361,19 @@ def test_under_another_event_loop_nothing_waits_for_the_first(gate: Held) -> Non
     asyncio.run(abandoned())
     gate.gate.set()
     assert asyncio.run(together()) == [0, 1, 2]
+
+
+async def test_calls_that_were_all_cancelled_at_once_leave_nobody_waiting(linear_service: Service) -> None:
+    """With whatever was about to be sent for them, as at the end of `asyncio.run`."""
+    async with connected(linear_service.port, timeout_s=20) as client:
+        await client.decode(Z[:1])
+        for steps in range(4):
+            calls = [asyncio.ensure_future(client.decode(z[None])) for z in Z[:10]]
+            before = asyncio.current_task()
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            for task in asyncio.all_tasks() - {before}:
+                if task.get_coro().__qualname__.startswith(("AsyncCoalescer.", "AsyncClient.")):
+                    task.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+            assert len((await asyncio.wait_for(client.decode(Z[:2]), 10)).images) == 2

@@ -199,3 +199,34 @@ def test_another_process_waits_for_nothing_that_its_parent_sent(
     child = os.getpid() + 1
     monkeypatch.setattr("os.getpid", lambda: child)
     assert client._coalescing() is not ours
+
+
+def test_a_client_is_closed_again_and_again_while_threads_call(linear_service: Service) -> None:
+    """gRPC's thread sends what gathered, and `close` waits for gRPC's thread."""
+    over = threading.Event()
+    others: list[BaseException] = []
+
+    def call(client: Client) -> None:
+        while not over.is_set():
+            try:
+                client.decode(Z[:1])
+            except LatentryError as error:
+                if error.code is not CANCELLED:
+                    others.append(error)
+
+    with Client(f"localhost:{linear_service.port}", timeout_s=20) as client:
+        callers = [threading.Thread(target=call, args=(client,), daemon=True) for _ in range(16)]
+        for each in callers:
+            each.start()
+        for number in range(60):
+            time.sleep(0.001 * (number % 20))
+            closing = threading.Thread(target=client.close, daemon=True)
+            closing.start()
+            closing.join(PATIENCE_S)
+            assert not closing.is_alive(), "it is closed"
+        over.set()
+        for each in callers:
+            each.join(PATIENCE_S)
+            assert not each.is_alive(), "its call has ended"
+        assert not others
+        assert client.decode(Z[:3]).images.shape[0] == 3

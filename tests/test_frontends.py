@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 import urllib.error
@@ -187,7 +188,25 @@ def test_sighup_reads_again_and_looks_at_the_repository(tmp_path: Path) -> None:
         named = pb.SampleRequest(model=pb.ModelSelector(label="new"), count=1)
         for each in channels:
             assert vae_pb2_grpc.VaeServiceStub(each).Sample(named, timeout=20, wait_for_ready=True).model.version == 2
+        # A new engine process begins with what was taken over; one that is killed in between is no end of that.
+        engine = server.children()["latentry-engine"]
+        os.kill(engine, signal.SIGSTOP)
+        server.process.send_signal(signal.SIGHUP)
+        os.kill(engine, signal.SIGKILL)
+        stub = vae_pb2_grpc.VaeServiceStub(channels[0])
+        wait_for(lambda: version_of(stub, named) == 2, "the label is there again", 60)
+        config.write_text('log_level = "info"\nlabels = ["linear:new=1"]\nreload_s = 0\n')
+        server.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: version_of(stub, named) == 1, "the label is moved", 60)
         assert server.stop() == 0
+
+
+def version_of(stub: Any, request: pb.SampleRequest) -> int | None:
+    """Which version answers; None while none does."""
+    try:
+        return int(stub.Sample(request, timeout=20).model.version)
+    except grpc.RpcError:
+        return None
 
 
 def test_sigterm_lets_what_came_finish_and_leaves_nothing(linear_repository: Path) -> None:

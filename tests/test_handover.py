@@ -19,9 +19,10 @@ from loaded_models import loaded
 from test_imports import loaded_by
 
 from serving import call
-from serving.batches import Run
+from serving.batches import Job, Run
 from serving.catalog import Refusal
 from serving.errors import DeadlinePassed, EngineFailed, QueueFull, Unloaded
+from serving.handover.running import Running
 from serving.metrics import Metrics
 
 PIXELS = frozenset({"images"})
@@ -163,6 +164,20 @@ async def test_what_is_encoded_is_watched_where_the_engine_is(linear: LinearMode
         await asyncio.gather(*both.there.get()._checks)
     labels = {"model": "linear", "version": "1"}
     assert metrics.registry.get_sample_value("latentry_reconstruction_error_count", labels) == 7
+
+
+async def test_what_a_call_took_is_free_without_the_collector_of_garbage(linear: LinearModel) -> None:
+    """Results are large, and garbage is looked for by the number of objects, not by their size."""
+    async with connected(linear.folder) as both:
+        gc.collect()
+        gc.disable()
+        try:
+            for n in (1, 300):
+                await both.model.decode_outputs(latents(n), BOTH, None)
+            await nothing_is_left(both)
+            assert not [each for each in gc.get_objects() if isinstance(each, Running | Job)]
+        finally:
+            gc.enable()
 
 
 async def test_what_fits_no_graph_is_refused_here(linear: LinearModel) -> None:

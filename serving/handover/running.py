@@ -85,6 +85,7 @@ class Running:
 
     def done(self, future: asyncio.Future[Results]) -> None:
         """The job has ended."""
+        del self.job  # which refers to this one, and has the results
         if not self._front_end.ended(self._number):
             return
         if future.cancelled():

@@ -11,12 +11,15 @@ import array
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
 import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 Body = dict[str, Any]
 
@@ -153,13 +156,20 @@ class Control:
             elif kind == _ANSWER:
                 question = self._asked.get(body["number"])
                 if question is not None and not question.done():
-                    question.set_result(body["body"])
+                    if body["body"] is None:
+                        question.set_exception(Gone("it could not answer"))
+                    else:
+                        question.set_result(body["body"])
             else:
                 self._hear(kind, body, given)
 
     async def _answer(self, question: Body) -> None:
-        answer = self._answers[question["kind"]](question["body"])
-        body = await answer if isinstance(answer, Awaitable) else answer
+        body = None
+        try:
+            answer = self._answers[question["kind"]](question["body"])
+            body = (await answer if isinstance(answer, Awaitable) else answer) or {}
+        except Exception:
+            log.exception("%s: no answer", question["kind"])
         self.send(_ANSWER, {"number": question["number"], "body": body})
 
 

@@ -88,11 +88,12 @@ class FrontendProcess:
             before.close()
         try:
             await remote.start()
-        except EngineGone:  # there will be another
-            return
-        self._connected.set()
-        self._look()
-        await remote.closed
+        except EngineGone:
+            pass
+        else:
+            self._connected.set()
+            self._look()
+            await remote.closed
         await asyncio.sleep(_AGAIN_S)
         if self._remote is remote:  # no other has come: the connection has gone, not the process
             self._control.send("disconnected")

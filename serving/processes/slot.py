@@ -7,6 +7,7 @@ if it had not.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -64,17 +65,20 @@ class Slot:
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Start a child."""
+        """Start a child; raises `OSError`."""
         loop = asyncio.get_running_loop()
         ours, theirs = control.pair()
         environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own Python
-                own_python.command("serving.processes.child", str(theirs.fileno())),
-                pass_fds=[theirs.fileno()],
-                env=environment,
-                start_new_session=True,  # what a terminal sends to all of its processes is the supervisor's affair
-            )
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(ours)
+            with theirs:
+                self._process = subprocess.Popen(  # noqa: S603 - our own Python
+                    own_python.command("serving.processes.child", str(theirs.fileno())),
+                    pass_fds=[theirs.fileno()],
+                    env=environment,
+                    start_new_session=True,  # what a terminal sends to all of its processes is the supervisor's affair
+                )
+            stack.pop_all()  # it has started, and our end stays open
         self._empty.clear()
         self.up = self.serving = self._suspect = False
         self._heard, self._up_since = loop.time(), None

@@ -24,6 +24,7 @@ from serving.settings import Settings
 log = logging.getLogger(__name__)
 
 _GAUGES_S = 1.0  # that a scrape waits for a child's gauges
+_TRY_AGAIN_S = 1.0  # what the system had no room for
 _AFTER_DRAIN_S = 5.0  # for a child to end that has been told to
 
 
@@ -74,7 +75,10 @@ class Supervisor:
         if rereading.take_over(before, settings):
             self._set_level(settings.log_level)
         if self._engine.control is not None:
-            await self._engine.control.ask("reconfigure", {"settings": settings.model_dump(mode="json")})
+            try:
+                await self._engine.control.ask("reconfigure", {"settings": settings.model_dump(mode="json")})
+            except Gone:
+                log.warning("the engine process ended before it took the settings over: the next one begins with them")
 
     async def ended(self) -> None:
         """Never returns: what ends is started again."""
@@ -158,7 +162,12 @@ class Supervisor:
         """Give the front end and the engine process a socket between them."""
         if frontend.control is None or self._engine.control is None:
             return
-        one, other = control.pair()
+        try:
+            one, other = control.pair()
+        except OSError as error:
+            log.error("%s cannot be connected, and is tried again: %s", frontend.name, error.strerror)  # noqa: TRY400
+            self._run(self._connect_later(frontend))
+            return
         with one, other:
             frontend.send("engine", descriptors=(one.fileno(),))
             self._engine.send("frontend", descriptors=(other.fileno(),))
@@ -169,7 +178,10 @@ class Supervisor:
             frontend.send("open", {"port": self.port, "max_message_bytes": self._most_bytes})
 
     def _begin(self, role: str) -> Body:
-        return {"role": role, "settings": self.settings.model_dump(mode="json"), "level": self._level}
+        # As it was started, but for what may change while serving.
+        labels = self._configured.labels
+        settings = self.settings.model_copy(update={"labels": labels})
+        return {"role": role, "settings": settings.model_dump(mode="json"), "level": self._level}
 
     def _begin_engine(self) -> Body:
         admin_port = None if self.settings.admin_port is None else self.admin_port or self.settings.admin_port
@@ -225,8 +237,19 @@ class Supervisor:
 
     async def _start_later(self, slot: Slot, pause_s: float) -> None:
         await asyncio.sleep(pause_s)
+        while not self._stopping:
+            try:
+                self._start(slot)
+            except OSError as error:  # no descriptor, no process, no memory: there may be some later
+                log.error("%s cannot be started, and is tried again: %s", slot.name, error.strerror)  # noqa: TRY400
+                await asyncio.sleep(_TRY_AGAIN_S)
+            else:
+                return
+
+    async def _connect_later(self, frontend: Slot) -> None:
+        await asyncio.sleep(_TRY_AGAIN_S)
         if not self._stopping:
-            self._start(slot)
+            self._connect(frontend)
 
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
