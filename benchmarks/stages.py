@@ -1,6 +1,6 @@
 """What a call costs and where: microseconds of processor by stage, and what follows for many front ends.
 
-    python -m benchmarks.stages [--in-flight 64] [--calls 6000] [--rounds 3] [--processors 16] [--one-processor]
+    python -m benchmarks.stages [--in-flight 64] [--calls 6000] [--rounds 3] [--processors 16]
 
 The same load (Decode of one latent to one image, no network but the loopback) goes to servers that do more and more:
 an echo of grpcio's that computes nothing; then `latentry serve` in which the call, the batcher or the graph answers
@@ -15,13 +15,12 @@ inference by what two of them and their engine's process spent, of the engine's 
 pressed (`benchmarks.engine_load`).
 
 Two processors are often two threads of one core, on which everything takes about half as long again when both are
-busy. With --one-processor all of it runs on one of them, and what is measured is what a call costs a core.
+busy; on one alone it is dearer still, for a call's threads then take turns.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,8 +62,6 @@ Spents = Mapping[str, Sequence[Spent]]
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print."""
     args = _arguments(arguments)
-    if args.one_processor:
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as place:
         plan = Plan(Path(place))
         spent: dict[str, list[Spent]] = {level: [] for level in _NAMES}
@@ -187,7 +184,6 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--calls", type=int, default=6000, help="of each measurement (default: %(default)s)")
     add("--rounds", type=int, default=3, help="(default: %(default)s)")
     add("--processors", type=int, default=16, help="of the machine to project for (default: %(default)s)")
-    add("--one-processor", action="store_true", help="run all of it on one")
     add("--out", type=Path, default=Path("out/stages.json"), help="(default: %(default)s)")
     return parser.parse_args(arguments)
 
