@@ -214,13 +214,13 @@ def test_a_reader_that_has_stopped_is_let_go(quiet: Service, monkeypatch: pytest
 def test_what_nobody_reads_counts_until_the_call_is_over(quiet: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """gRPC holds it for as long: a reader that has stopped gets no more on that connection."""
     monkeypatch.setattr(interceptor, "_PATIENCE_S", 0.2)
-    monkeypatch.setattr(interceptor, "_MAX_UNREAD_BYTES", 20_000)
     options = [("grpc.http2.lookahead_bytes", 1 << 16), ("grpc.http2.bdp_probe", 0)]
     with grpc.insecure_channel(f"localhost:{quiet.port}", options) as channel:
         stub = vae_pb2_grpc.VaeServiceStub(channel)
         stalled = [stub.StreamSample(stream(1 << 20, chunk_items=256)) for _ in range(3)]
         for replies in stalled:
             next(replies)
+        monkeypatch.setattr(interceptor, "_MAX_UNREAD_BYTES", 1_000)  # less than one part: the last to stop is held
         until(lambda: metric(quiet, "latentry_in_flight") == 0)
         with pytest.raises(grpc.RpcError) as refused:
             stub.Sample(pb.SampleRequest(count=1), timeout=5)
