@@ -7,7 +7,6 @@ from collections.abc import Callable
 from latentry.v1 import admin_pb2_grpc
 from serving import logs
 from serving.access import Role
-from serving.access_interceptor import AccessInterceptor
 from serving.admin import AdminServicer
 from serving.catalog import Catalog
 from serving.entrance import Entrance
@@ -15,7 +14,7 @@ from serving.gate import Gate
 from serving.grpc_port import GrpcPort
 from serving.health import Health
 from serving.inference import grpc_service_pb2_grpc
-from serving.interceptor import ADMIN_SERVICE, CallInterceptor
+from serving.interceptor import ADMIN_SERVICE
 from serving.oip.servicer import SERVICE as OIP_SERVICE
 from serving.oip.servicer import OipServicer
 from serving.oip.statistics import Statistics
@@ -49,22 +48,10 @@ class Administration:
 
     async def open(self, port: int) -> int:
         """Listen; returns the port, which is another if 0 was given. Raises `PortTaken`."""
-        entrance = self._entrance
-        wraps = [
-            CallInterceptor(
-                {ADMIN_SERVICE, OIP_SERVICE},
-                Role.ADMIN,
-                entrance.access,
-                self.gate,
-                entrance.metrics,
-                lambda: _MOST_BYTES,
-                entrance.listeners,
-            ).wrap,
-            AccessInterceptor(entrance.access, Role.ADMIN).wrap,
-        ]
-        self.port = GrpcPort(entrance, wraps, _MOST_REPLY_BYTES)
+        services = ADMIN_SERVICE, OIP_SERVICE
+        self.port = GrpcPort(self._entrance, services, Role.ADMIN, self.gate, lambda: _MOST_BYTES, _MOST_REPLY_BYTES)
         admin = AdminServicer(self._catalog, self._reloader, self._set_level)
         oip = OipServicer(None, self._catalog, lambda: self._health.serving, self._statistics, self._reloader)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, self.port.server)
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(oip, self.port.server)
-        return await self.port.open(port, self._health, ADMIN_SERVICE, OIP_SERVICE)
+        return await self.port.open(port, self._health)

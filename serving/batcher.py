@@ -31,7 +31,7 @@ from typing import Protocol
 
 import numpy as np
 
-from serving.batches import Array, Batch, Job, Results, Room, Run, gather, join
+from serving.batches import Array, Batch, Job, Results, Room, Run, Tell, gather, join, tell_nobody
 from serving.errors import DeadlinePassed, EngineFailed, QueueFull, Unloaded
 from serving.pool import Pool, Taken, Waiting
 
@@ -62,10 +62,6 @@ class Observer(Protocol):
 
     def up(self, device: int, up: bool) -> None:
         """The engine of a device works again, or does not."""
-
-
-def _tell_nobody(queue_s: float, run: Run) -> None:
-    pass
 
 
 class Batcher:
@@ -116,7 +112,7 @@ class Batcher:
         deadline: float | None = None,
         *,
         background: bool = False,
-        tell: Callable[[float, Run], None] = _tell_nobody,
+        tell: Tell = tell_nobody,
     ) -> Results:
         """Run `rows` [n, ...] and return the named outputs, each [n, ...].
 
@@ -124,9 +120,8 @@ class Batcher:
         many rows would wait, `DeadlinePassed` if the time is so near `deadline` before all rows have begun that
         they cannot be ready in time, `EngineFailed` if the engine does.
         """
-        job = self._enqueue(rows, outputs, deadline, background, tell)
+        job = self.enqueue(rows, outputs, deadline, background=background, tell=tell, at_once=True)
         del rows  # the job has them: what is raised here must not keep them
-        self._pool.wake(self, at_once=True)
         try:
             return await job.future
         except asyncio.CancelledError:
@@ -140,23 +135,12 @@ class Batcher:
         deadline: float | None = None,
         *,
         background: bool = False,
-        tell: Callable[[float, Run], None] = _tell_nobody,
+        tell: Tell = tell_nobody,
+        at_once: bool = False,
     ) -> Job:
-        """What `submit` does before it waits: the job's `future` will have the results, or what went wrong. More may
-        follow in this turn of the loop, and go into the same batch.
+        """What `submit` does before it waits: the job's `future` will have the results, or what went wrong. Unless it
+        is to run `at_once`, more may follow in this turn of the loop, and go into the same batch.
         """
-        job = self._enqueue(rows, outputs, deadline, background, tell)
-        self._pool.wake(self)
-        return job
-
-    def _enqueue(
-        self,
-        rows: Array,
-        outputs: frozenset[str],
-        deadline: float | None,
-        background: bool,
-        tell: Callable[[float, Run], None],
-    ) -> Job:
         if not len(rows):
             raise ValueError("rows: got none, wanted one at least")
         if self._closed:
@@ -171,6 +155,7 @@ class Batcher:
         job = Job(rows, outputs, deadline, tell, loop.create_future(), time.monotonic())
         (self._background if background else self._interactive).append(job)
         self._count(len(rows))
+        self._pool.wake(self, at_once)
         return job
 
     def withdraw(self, job: Job) -> None:

@@ -27,6 +27,13 @@ class Run:
     trace: object | None = None
 
 
+Tell = Callable[[float, Run], None]  # seconds that rows waited, and the run that they were in
+
+
+def tell_nobody(queue_s: float, run: Run) -> None:
+    """For rows that no call's record is about."""
+
+
 @dataclass(slots=True)
 class Room:
     """How many rows may wait in a group of queues, and how many do."""
@@ -49,7 +56,7 @@ class Job:
     rows: Array
     outputs: frozenset[str]
     deadline: float | None
-    tell: Callable[[float, Run], None]
+    tell: Tell
     future: asyncio.Future[Results]
     submitted: float
     begun: int = 0  # rows that have been put into a batch

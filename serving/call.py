@@ -45,7 +45,7 @@ class Call:
     request_bytes: int = 0
     reply_bytes: int = 0
     priority: str = INTERACTIVE
-    deadline: float | None = None  # on the loop's clock
+    deadline: float | None = None  # on the monotonic clock
     room: Callable[[], Awaitable[None]] | None = None  # of a stream: until its connection may have more to read
     stages: list[Stage] = field(default_factory=list)
     most_stages: int | None = None  # that are kept: a stream may have any number
@@ -61,21 +61,14 @@ class Call:
 
     def ran(self, graph: str, queue_s: float, run: Run) -> None:
         """A batch with rows of this call has run, after they had waited `queue_s` seconds."""
-        started_ns, told_ns, seconds = run.started_ns, self._told_ns, self.seconds
+        started_ns = run.started_ns
         submitted_ns, ended_ns = started_ns - int(queue_s * 1e9), started_ns + int(run.seconds * 1e9)
         if self.most_stages is None or len(self.stages) < self.most_stages:
             self.stages.append(Stage("queue", submitted_ns, queue_s, graph))
             self.stages.append(Stage("inference", started_ns, run.seconds, graph, run))
-        if not told_ns:  # the first batch, and most often the only one
-            seconds["queue"], seconds["inference"] = queue_s, run.seconds
-            self._told_ns = ended_ns
-            return
-        waited_ns = started_ns - (submitted_ns if submitted_ns > told_ns else told_ns)
-        ran_ns = ended_ns - (started_ns if started_ns > told_ns else told_ns)
-        seconds["queue"] = seconds.get("queue", 0.0) + (waited_ns / 1e9 if waited_ns > 0 else 0.0)
-        seconds["inference"] = seconds.get("inference", 0.0) + (ran_ns / 1e9 if ran_ns > 0 else 0.0)
-        if ended_ns > told_ns:
-            self._told_ns = ended_ns
+        for name, begun_ns, until_ns in (("queue", submitted_ns, started_ns), ("inference", started_ns, ended_ns)):
+            self.seconds[name] = self.seconds.get(name, 0.0) + max(0, until_ns - max(begun_ns, self._told_ns)) / 1e9
+            self._told_ns = max(self._told_ns, until_ns)
 
     def took(self, name: str, started_ns: int, seconds: float) -> None:
         """A stage began at `started_ns` of the wall clock, and has ended."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 from latentry.v1 import vae_pb2_grpc
 from serving import processors
 from serving.access import Role
-from serving.access_interceptor import AccessInterceptor
 from serving.api.codec_threads import CodecThreads
 from serving.api.servicer import VaeServicer
 from serving.catalog import Catalog
@@ -17,7 +16,7 @@ from serving.gate import Gate
 from serving.grpc_port import GrpcPort
 from serving.health import Health
 from serving.inference import grpc_service_pb2_grpc
-from serving.interceptor import SERVICE, CallInterceptor
+from serving.interceptor import SERVICE
 from serving.oip.servicer import SERVICE as OIP_SERVICE
 from serving.oip.servicer import OipServicer
 from serving.oip.statistics import Statistics
@@ -44,26 +43,22 @@ class Calls:
     async def open(self, port: int, max_message_bytes: int, shared: bool = False) -> int:
         """Listen; messages of more than so many bytes are let in for no model. Returns the port; raises `PortTaken`."""
         entrance, settings = self._entrance, self._entrance.settings
-        wraps = [
-            CallInterceptor(
-                {SERVICE, OIP_SERVICE},
-                Role.INFER,
-                entrance.access,
-                self.gate,
-                entrance.metrics,
-                lambda: self._catalog.max_message_bytes,
-                entrance.listeners,
-            ).wrap,
-            AccessInterceptor(entrance.access).wrap,
-        ]
-        self.port = GrpcPort(entrance, wraps, max_message_bytes, shared)
+        self.port = GrpcPort(
+            entrance,
+            (SERVICE, OIP_SERVICE),
+            Role.INFER,
+            self.gate,
+            lambda: self._catalog.max_message_bytes,
+            max_message_bytes,
+            shared,
+        )
         vae = VaeServicer(self._catalog, self._codec_threads, self._quotas, settings.max_batch_size)
         oip = OipServicer(vae, self._catalog, lambda: self._health.serving, self._statistics)
         vae_pb2_grpc.add_VaeServiceServicer_to_server(vae, self.port.server)
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(oip, self.port.server)
         if settings.channelz:
             self.port.add_channelz()
-        return await self.port.open(port, self._health, SERVICE, OIP_SERVICE)
+        return await self.port.open(port, self._health)
 
     def close(self) -> None:
         """End the threads."""

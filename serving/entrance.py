@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,14 @@ def certificates_of(settings: Settings) -> Certificates | None:
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
     return Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+
+
+def pages_context(certificates: Certificates | None, metrics: Metrics) -> ssl.SSLContext | None:
+    """TLS for the pages, of which `metrics` then say when it expires; None without TLS."""
+    if certificates is None:
+        return None
+    metrics.certificate_expiry.set_function(lambda: certificates.expires.timestamp())
+    return certificates.ssl_context()
 
 
 def _tracing(settings: Settings, metrics: Metrics) -> Any:

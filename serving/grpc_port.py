@@ -1,22 +1,27 @@
-"""One gRPC port: what clients may do to it with connections and messages, TLS, reflection, and who else listens there.
+"""One gRPC port: who may call and how that is counted, what clients may do to it with connections and messages, TLS,
+health and reflection, and who else listens there.
 
-Knows nothing of the services that are added to it.
+Knows nothing of its services but their names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from serving.access import Role
+from serving.access_interceptor import AccessInterceptor
 from serving.addresses import bracketed
 from serving.entrance import Entrance
 from serving.errors import PortTaken
+from serving.gate import Gate
 from serving.health import Health, HealthServicer
-from serving.wrapped_handlers import Wrap, wrap
+from serving.interceptor import CallInterceptor
+from serving.wrapped_handlers import wrap
 
 _OPTIONS: Sequence[tuple[str, Any]] = [
     ("grpc.max_concurrent_streams", 1024),  # of one connection
@@ -33,11 +38,23 @@ _OPTIONS: Sequence[tuple[str, Any]] = [
 
 
 class GrpcPort:
-    """A server of one port; its services are to be added to `server`, and `wraps` know of their calls. `shared`: other
-    processes of ours listen on the same port; else a port that is taken is an error."""
+    """A server of one port, for `services` of ours, which are to be added to `server`: they need `role`, pass the
+    `gate`, and take requests of `max_request_bytes()`; what gRPC itself lets in and out has `max_message_bytes`.
+    `shared`: other processes of ours listen on the same port; else a port that is taken is an error.
+    """
 
-    def __init__(self, entrance: Entrance, wraps: Sequence[Wrap], max_message_bytes: int, shared: bool = False) -> None:
+    def __init__(
+        self,
+        entrance: Entrance,
+        services: Sequence[str],
+        role: Role,
+        gate: Gate,
+        max_request_bytes: Callable[[], int],
+        max_message_bytes: int,
+        shared: bool = False,
+    ) -> None:
         self._entrance = entrance
+        self._services = services
         options = [
             *_OPTIONS,
             ("grpc.so_reuseport", int(shared)),
@@ -45,15 +62,17 @@ class GrpcPort:
             ("grpc.max_send_message_length", max_message_bytes),
         ]
         self.server = grpc.aio.server(options=options)
-        wrap(self.server, wraps)
+        access, metrics = entrance.access, entrance.metrics
+        calls = CallInterceptor(services, role, access, gate, metrics, max_request_bytes, entrance.listeners)
+        wrap(self.server, [calls.wrap, AccessInterceptor(access, role).wrap])
 
-    async def open(self, wanted: int, health: Health, *services: str) -> int:
+    async def open(self, wanted: int, health: Health) -> int:
         """Listen, with `health` beside the services, which reflection names; returns the port, which is another if 0
         was wanted. Raises `PortTaken`."""
         health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(health), self.server)
         if self._entrance.settings.reflection:
             name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-            reflection.enable_server_reflection((*services, name, reflection.SERVICE_NAME), self.server)
+            reflection.enable_server_reflection((*self._services, name, reflection.SERVICE_NAME), self.server)
         port = self._listen(wanted)
         await self.server.start()
         return port

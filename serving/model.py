@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from latentry.manifest import Manifest, Prior
 from serving import call, labelled
-from serving.batches import Array, Results, Run
+from serving.batches import Array, Results, Tell, tell_nobody
 from serving.drift import Drift, Reconstruction
 from serving.errors import ServiceError
 from serving.labelled import Classes
@@ -76,7 +76,7 @@ class Queue(Protocol):
         deadline: float | None = None,
         *,
         background: bool = False,
-        tell: Callable[[float, Run], None],
+        tell: Tell = tell_nobody,
     ) -> Results:
         """Run `rows` [n, ...] and return the named outputs, each [n, ...]."""
 
@@ -277,14 +277,10 @@ class Model:
 
     async def _reconstruct(self, images: Array, rows: Array) -> None:
         try:
-            results = await self.batchers[DECODER].submit(rows, _MEANS, background=True, tell=_tell_nobody)
+            results = await self.batchers[DECODER].submit(rows, _MEANS, background=True)
             if self._reconstruction is not None and not self.retiring:
                 await asyncio.to_thread(self._reconstruction.observe, images, results["mean"])
         except ServiceError:  # a full queue or an engine's failure is told to calls, and counted there
             pass
         except Exception:
             log.exception("an image could not be held against its reconstruction")
-
-
-def _tell_nobody(queue_s: float, run: Run) -> None:
-    pass

@@ -13,18 +13,21 @@ import logging
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from latentry import manifest
 from latentry.manifest import ManifestError
 from serving import repository
 from serving.catalog import Catalog, Refusal
 from serving.errors import BadModel, Conflict, ModelNotFound, NoModel
-from serving.loading import Loader
 from serving.metrics import Metrics
 from serving.model import Model
 from serving.rehearsal import RehearsalFailed
 from serving.repository import Fingerprint, Found
 from serving.settings import Settings
+
+if TYPE_CHECKING:  # front ends know of reloaders, and are to load no ONNX Runtime
+    from serving.loading import Loader
 
 log = logging.getLogger(__name__)
 

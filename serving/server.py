@@ -18,7 +18,7 @@ from serving.administration import Administration
 from serving.backend import Backend
 from serving.calls import Calls
 from serving.catalog import Catalog
-from serving.entrance import entrance
+from serving.entrance import entrance, pages_context
 from serving.health import Health
 from serving.interceptor import SERVICE
 from serving.metrics import Metrics
@@ -115,11 +115,8 @@ class Service:
         return await self._backend.start()
 
     async def _open_pages(self) -> None:
-        certificates = self._entrance.certificates
-        context = None if certificates is None else certificates.ssl_context()
+        context = pages_context(self._entrance.certificates, self.metrics)
         self._pages = Pages(self.metrics.registry, self._entrance.access, lambda: self.health.serving, context)
-        if certificates is not None:
-            self.metrics.certificate_expiry.set_function(lambda: certificates.expires.timestamp())
         self.metrics_port = await self._pages.start(self.settings.host, self.settings.metrics_port)
 
     async def _open_admin(self) -> None:

@@ -348,3 +348,4 @@ async def test_questions_are_answered_and_what_is_told_arrives(linear: LinearMod
 
 def test_a_front_end_needs_no_onnxruntime() -> None:
     assert not loaded_by("import serving.handover") & {"onnxruntime", "prometheus_client", "PIL"}
+    assert "onnxruntime" not in loaded_by("import serving.processes.frontend_process")

@@ -9,7 +9,7 @@ from itertools import count
 
 import numpy as np
 
-from serving.batches import Array, Results, Run
+from serving.batches import Array, Results, Run, Tell
 from serving.errors import DeadlinePassed, EngineFailed, QueueFull, ServiceError, Unloaded
 from serving.handover.arena import Arena
 from serving.handover.link import Data, Handler, Link
@@ -50,7 +50,7 @@ class Waiting:
 
     number: int
     future: asyncio.Future[Results]
-    tell: Callable[[float, Run], None]
+    tell: Tell
     outputs: Outputs
     rows: int
     place: int  # in the arena, or nowhere
@@ -94,7 +94,7 @@ class Calls:
         outputs: Outputs,
         deadline: float | None,
         background: bool,
-        tell: Callable[[float, Run], None],
+        tell: Tell,
     ) -> Waiting:
         """Hand `rows` over; the `future` will have what they give. Raises `QueueFull` if they cannot be kept here."""
         if self._link.unsent > _MOST_UNSENT:

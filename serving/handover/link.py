@@ -11,7 +11,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from serving.handover.records import HEAD, KINDS, MOST_BYTES, Head, Malformed
+from serving.handover.records import HEAD, MOST_BYTES, Head, Malformed
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class Link:
     def _check(self, head: Head) -> None:
         """Raises `Malformed` if no record begins so."""
         length, kind, *_ = head
-        if not HEAD.size <= length <= MOST_BYTES or length % 8 or kind not in KINDS or kind not in self._handlers:
+        if not HEAD.size <= length <= MOST_BYTES or length % 8 or kind not in self._handlers:
             raise Malformed(f"record: got kind {kind} of {length} bytes")
 
     def _fail(self, error: Exception) -> None:

@@ -34,7 +34,6 @@ Head = tuple[int, int, int, int, int, int, float, int, int]
 MOST_BYTES = 1 << 29  # of one record
 
 HELLO, SUBMIT, CANCEL, RELEASE, CATALOG, RUN, HEARD, DONE, ASK, REPLY, TELL = range(1, 12)
-KINDS = range(HELLO, TELL + 1)
 RUNS = 64
 
 # Flags of SUBMIT.

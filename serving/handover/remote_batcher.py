@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from serving.batches import Array, Results, Run
+from serving.batches import Array, Results, Tell, tell_nobody
 from serving.errors import EngineFailed, Unloaded
 from serving.handover.calls import Calls
 from serving.handover.plans import Plan
-
-
-def _tell_nobody(queue_s: float, run: Run) -> None:
-    pass
 
 
 class RemoteBatcher:
@@ -43,7 +39,7 @@ class RemoteBatcher:
         deadline: float | None = None,
         *,
         background: bool = False,
-        tell: Callable[[float, Run], None] = _tell_nobody,
+        tell: Tell = tell_nobody,
     ) -> Results:
         """What `Batcher.submit` does, and raises. The results may not be written to."""
         plan = self._plan

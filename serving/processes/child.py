@@ -60,10 +60,6 @@ def main(descriptor: str) -> int:
     return 0
 
 
-async def _run(descriptor: int) -> None:
-    await _Child(socket.socket(fileno=descriptor)).run()
-
-
 class _Child:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock

@@ -10,7 +10,7 @@ import logging
 from typing import Any
 
 from serving import addresses, logs, processors, rereading
-from serving.entrance import access_of, certificates_of
+from serving.entrance import access_of, certificates_of, pages_context
 from serving.errors import StartError
 from serving.metrics import Metrics
 from serving.pages import Pages
@@ -111,10 +111,7 @@ class Supervisor:
     # ---- the page ----
 
     async def _open_pages(self) -> None:
-        certificates = certificates_of(self.settings)
-        context = None if certificates is None else certificates.ssl_context()
-        if certificates is not None:
-            self.metrics.certificate_expiry.set_function(lambda: certificates.expires.timestamp())
+        context = pages_context(certificates_of(self.settings), self.metrics)
         self.metrics.ready.set_function(lambda: float(self._is_ready()))
         self.metrics.frontends.set_function(lambda: sum(slot.serving for slot in self._frontends))
         for process in (ENGINE, FRONTEND):
