@@ -3,7 +3,9 @@ process has it."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,6 +31,13 @@ def command(module: str, *arguments: str) -> list[str]:
     """What starts a Python that calls `main(*arguments)` of a module of ours, and exits with what that returns."""
     packages = [str(Path(str(package.__file__)).absolute()) for package in (latentry, serving)]
     return [sys.executable, "-c", _BOOT, *packages, module, str(len(arguments)), *arguments, *_import_path()]
+
+
+async def end_of(process: subprocess.Popen[bytes]) -> int:
+    """Wait for it, for milliseconds once its pipes are closed or it was killed; returns its exit status."""
+    while (status := process.poll()) is None:  # noqa: ASYNC110 - nothing tells of it on every system
+        await asyncio.sleep(0.005)
+    return status
 
 
 def _import_path() -> list[str]:

@@ -12,6 +12,7 @@ import ctypes
 import os
 import resource
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -49,23 +50,35 @@ async def rehearse(
     folder has to be that still.
     """
     timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
-    process = await asyncio.create_subprocess_exec(
-        *_command(folder, max_batch, digest, precision),
+    # Not by the loop: uvloop's forks, and gRPC's handlers of a fork crash some of these children before they begin.
+    process = subprocess.Popen(  # noqa: S603, ASYNC220 - our own Python; returns when it has begun
+        _command(folder, max_batch, digest, precision),
         cwd="/",  # nothing is imported from the working directory, where others may put files
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     try:
-        _, errors = await asyncio.wait_for(process.communicate(), timeout_s)
+        status, errors = await asyncio.wait_for(_outcome(process), timeout_s)
     except asyncio.TimeoutError:
         raise RehearsalFailed(f"no end of its first run after {timeout_s:g} s", transient=True) from None
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-    _judge(process.returncode or 0, errors[-_LAST_LINE_BYTES:].decode(errors="replace"))
+        process.kill()  # nothing happens if it has ended
+        await own_python.end_of(process)
+    _judge(status, errors[-_LAST_LINE_BYTES:].decode(errors="replace"))
+
+
+async def _outcome(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
+    """Its exit status, and what it wrote on stderr."""
+    reader = asyncio.StreamReader()
+    pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), process.stderr
+    )
+    try:
+        errors = await reader.read()
+    finally:
+        pipe.close()
+    return await own_python.end_of(process), errors
 
 
 def _command(folder: Path, max_batch: int, digest: str, precision: str) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,11 +37,15 @@ _LONGEST = 500  # characters of a reason
 
 
 class Reloader:
-    """Changes `catalog`. `start` loads what is to be served at first; then `scan` is to be called now and then."""
+    """Changes `catalog`. `start` loads what is to be served at first; then `scan` is to be called now and then.
+
+    `followed` returns when all that answers calls follows the catalog: who tells of a change waits for it first.
+    """
 
     def __init__(self, settings: Settings, catalog: Catalog, loader: Loader, metrics: Metrics) -> None:
         self.root = settings.repository
         self.max_message_bytes: int | None = None  # of the server, once it is made
+        self.followed: Callable[[], Awaitable[None]] = _at_once
         self._settings = settings
         self._catalog = catalog
         self._loader = loader
@@ -353,6 +357,10 @@ class Reloader:
         elif self._trouble and not trouble:
             log.info("the model repository can be read again")
         self._trouble = trouble
+
+
+async def _at_once() -> None:
+    """Calls are answered by the process that has the catalog."""
 
 
 def _is_final(error: Exception) -> bool:

@@ -22,6 +22,7 @@ from serving import call
 from serving.batches import Job, Run
 from serving.catalog import Refusal
 from serving.errors import DeadlinePassed, EngineFailed, QueueFull, Unloaded
+from serving.handover import back, records
 from serving.handover.running import Running
 from serving.metrics import Metrics
 
@@ -175,7 +176,7 @@ async def test_what_a_call_took_is_free_without_the_collector_of_garbage(linear:
             for n in (1, 300):
                 await both.model.decode_outputs(latents(n), BOTH, None)
             await nothing_is_left(both)
-            assert not [each for each in gc.get_objects() if isinstance(each, Running | Job)]
+            await until(lambda: not [each for each in gc.get_objects() if isinstance(each, Running | Job)])
         finally:
             gc.enable()
 
@@ -246,6 +247,33 @@ async def test_places_are_free_after_cancelled_calls_whatever_comes_of_them(line
 
 
 # ---- the catalog ----
+
+
+async def test_who_changes_the_catalog_can_wait_until_it_is_followed(linear: LinearModel) -> None:
+    async with connected(linear.folder) as both:
+        for version in (1, None) * 10:
+            both.there.set_label("linear", "stable", version)
+            await both.back.followed()
+            assert both.here.labels("linear").get("stable") == version
+
+
+async def test_a_front_end_that_does_not_follow_is_waited_for_in_vain_and_not_for_long(
+    linear: LinearModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(back, "PATIENCE_S", 0.05)
+    async with connected(linear.folder) as both:
+        sock = both.socket()
+        sock.sendall(records.said(records.HELLO, {"version": records.VERSION, "arena": 0}))
+        await until(lambda: both.there.get()._users == 2)
+        both.there.set_label("linear", "stable", 1)
+        await asyncio.wait_for(both.back.followed(), SOON_S)
+        assert both.here.labels("linear") == {"stable": 1}, "the others are"
+        monkeypatch.setattr(back, "PATIENCE_S", 2 * SOON_S)
+        waiting = asyncio.ensure_future(both.back.followed())
+        await asyncio.sleep(0.02)
+        assert not waiting.done()
+        sock.close()
+        await asyncio.wait_for(waiting, SOON_S)
 
 
 async def test_the_catalog_is_the_engines(linear: LinearModel) -> None:
@@ -319,9 +347,7 @@ async def test_who_is_told_too_late_that_a_model_has_gone_may_ask_again(linear: 
 # ---- questions ----
 
 
-async def test_questions_are_answered_and_what_is_told_arrives(linear: LinearModel) -> None:
-    told: list[Any] = []
-
+async def test_questions_are_answered(linear: LinearModel) -> None:
     async def double(body: dict[str, Any]) -> dict[str, Any]:
         await asyncio.sleep(0)
         return {"n": 2 * body["n"]}
@@ -330,20 +356,15 @@ async def test_questions_are_answered_and_what_is_told_arrives(linear: LinearMod
         raise ValueError("cannot")
 
     on_ask = {"double": double, "echo": lambda body: body, "fail": fail}
-    async with loaded(linear.folder) as model, ends(model, on_ask=on_ask, on_tell={"note": told.append}) as both:
-        remote = await both.connect(on_tell={"level": told.append})
+    async with loaded(linear.folder) as model, ends(model, on_ask=on_ask) as both:
+        remote = await both.connect()
         answers = await asyncio.gather(*[remote.ask("double", {"n": n}) for n in range(5)])
         assert answers == [{"n": 2 * n} for n in range(5)]
         assert await remote.ask("echo", {"ü": [1, None]}) == {"ü": [1, None]}
         for kind in ("fail", "unknown"):
             with pytest.raises(RuntimeError, match=r"^in the engine process: .*(cannot|unknown)"):
                 await remote.ask(kind, {})
-        remote.tell("note", {"a": 1})
-        remote.tell("unknown", {})
-        both.back.tell("level", {"b": 2})
-        await until(lambda: len(told) == 2)
         assert (await both.model.decode(latents(1), False, None)).shape == (1, 12, 10, 1)
-    assert sorted(told, key=str) == [{"a": 1}, {"b": 2}]
 
 
 def test_a_front_end_needs_no_onnxruntime() -> None:

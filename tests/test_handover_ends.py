@@ -220,7 +220,7 @@ async def test_garbage_ends_its_connection_and_nothing_else(linear: LinearModel,
 SENSE = {
     "a call": submits(DECODER, 1, 1),
     "a question": records.said(records.ASK, ["spend", {}]),
-    "what is told": records.said(records.TELL, ["note", {}]),
+    "what it follows": records.record(records.FOLLOWED, number=1),
     "a hello of no version": records.said(records.HELLO, {}),
     "a hello of another version": records.said(records.HELLO, {"version": records.VERSION + 1, "arena": 0}),
     "an arena that did not come along": records.said(records.HELLO, {"version": records.VERSION, "arena": 1 << 20}),

@@ -10,22 +10,19 @@ from weakref import WeakKeyDictionary
 
 from serving.catalog import Catalog
 from serving.handover.front_end import FrontEnd
-from serving.handover.questions import Body, OnAsk, OnTell
-from serving.handover.records import (
-    TELL,
-    said,
-)
+from serving.handover.questions import OnAsk
 from serving.handover.state import State, state_of
 from serving.model import Model
 
 MOST_UNSENT = 256 << 20
+PATIENCE_S = 5.0  # as long as one may be silent before it is killed
 
 
 class Back:
     """Runs what front ends submit on the models of `catalog`, and tells them of every change of it.
 
-    `devices` is how many the pool has. `on_ask` and `on_tell` are the functions for what front ends ask and tell
-    (`Remote.ask`, `Remote.tell`), by kind. A front end that leaves more than `most_unsent` bytes unread is cut off.
+    `devices` is how many the pool has. `on_ask` are the functions for what front ends ask (`Remote.ask`), by kind. A
+    front end that leaves more than `most_unsent` bytes unread is cut off.
     """
 
     def __init__(
@@ -34,13 +31,11 @@ class Back:
         devices: int,
         *,
         on_ask: OnAsk | None = None,
-        on_tell: OnTell | None = None,
         most_unsent: int = MOST_UNSENT,
     ) -> None:
         self._catalog = catalog
         self._devices = devices
         self._on_ask = on_ask or {}
-        self._on_tell = on_tell or {}
         self._most_unsent = most_unsent
         self._front_ends: set[FrontEnd] = set()
         self._numbers: WeakKeyDictionary[Model, int] = WeakKeyDictionary()
@@ -57,7 +52,7 @@ class Back:
         """Serve one front end on its connected AF_UNIX stream socket, which is ours from now on, until it has gone,
         sends what makes no sense, or does not read. Raises nothing for any of these.
         """
-        front_end = FrontEnd(sock, self._on_ask, self._on_tell, self._most_unsent)
+        front_end = FrontEnd(sock, self._on_ask, self._most_unsent)
         self._front_ends.add(front_end)
         try:
             front_end.start()
@@ -75,11 +70,14 @@ class Back:
             self._pushing = True
             asyncio.get_running_loop().call_soon(self._push)
 
-    def tell(self, kind: str, body: Body) -> None:
-        """Say something to every front end."""
-        data = said(TELL, [kind, body])
-        for front_end in self._front_ends:
-            front_end.put(data)
+    async def followed(self) -> None:
+        """Until all front ends serve what the catalog is now, or a front end that does not has had `PATIENCE_S`."""
+        self._push()
+        waits = [asyncio.ensure_future(front_end.follows()) for front_end in self._front_ends]
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=PATIENCE_S)
+            for each in late:
+                each.cancel()
 
     def close(self) -> None:
         """Cut all front ends off; `serve` returns for each."""

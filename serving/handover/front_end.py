@@ -14,11 +14,12 @@ from serving.batches import Array, Results, Run
 from serving.handover.arena import attach
 from serving.handover.link import Data, Link
 from serving.handover.plans import Outputs, Plan
-from serving.handover.questions import OnAsk, OnTell, Questions
+from serving.handover.questions import OnAsk, Questions
 from serving.handover.records import (
     BACKGROUND,
     CANCEL,
     CATALOG,
+    FOLLOWED,
     HEAD,
     HELLO,
     OUTPUTS_PLACED,
@@ -41,14 +42,14 @@ from serving.model import ENCODER, Model
 class FrontEnd:
     """`hello` is done when it has begun, with False if it went instead; `gone` when it has."""
 
-    def __init__(self, sock: socket.socket, on_ask: OnAsk, on_tell: OnTell, most_unsent: int) -> None:
+    def __init__(self, sock: socket.socket, on_ask: OnAsk, most_unsent: int) -> None:
         loop = asyncio.get_running_loop()
         self.hello: asyncio.Future[bool] = loop.create_future()
         self.gone: asyncio.Future[None] = loop.create_future()
         self._handlers = {HELLO: self._hello}
         self._link = Link(sock, self._handlers, self.close, most_unsent)
         self.put = self._link.put
-        self._questions = Questions(on_ask, on_tell, self.put)
+        self._questions = Questions(on_ask, self.put)
         self._memory: mmap | None = None
         self._used: dict[int, ExitStack] = {}  # by the numbers of models
         self._queues: dict[int, Queue] = {}
@@ -56,6 +57,9 @@ class FrontEnd:
         self._runs: dict[Run, int] = {}  # the slots of those that it was told last
         self._slots: list[Run | None] = [None] * RUNS
         self._next_slot = 0
+        self._told = 0  # states
+        self._followed = 0
+        self._following: list[asyncio.Future[None]] = []  # of those who wait until it follows
 
     @property
     def calls(self) -> int:
@@ -71,7 +75,16 @@ class FrontEnd:
         new = {number: model for number, model in models.items() if number not in self._used}
         for number, model in new.items():
             self._use(number, model)
-        self.put(said(CATALOG, {**state, "new": {number: about(model) for number, model in new.items()}}))
+        self._told += 1
+        about_new = {number: about(model) for number, model in new.items()}
+        self.put(said(CATALOG, {**state, "new": about_new}, number=self._told))
+
+    async def follows(self) -> None:
+        """Until it has taken over what it was told, or has gone."""
+        told = self._told
+        while self._followed < told and not self.gone.done():
+            self._following.append(asyncio.get_running_loop().create_future())
+            await self._following[-1]
 
     def close(self) -> None:
         """It has gone, or is to go: nobody waits for its calls, and it uses nothing."""
@@ -90,6 +103,7 @@ class FrontEnd:
         self._used.clear()
         self._queues.clear()
         self._memory = None
+        self._wake()
 
     def _use(self, number: int, model: Model) -> None:
         self._used[number] = stack = ExitStack()
@@ -112,6 +126,7 @@ class FrontEnd:
             SUBMIT: self._submit,
             CANCEL: self._cancel,
             RELEASE: self._release,
+            FOLLOWED: self._heard_of,
             **self._questions.handlers,
         }
         self.hello.set_result(True)
@@ -163,6 +178,16 @@ class FrontEnd:
         for k in range(len(GRAPHS)):
             self._queues.pop(len(GRAPHS) * number + k, None)
         used.close()
+
+    def _heard_of(self, head: Head, data: Data, at: int) -> None:
+        self._followed = head[4]
+        self._wake()
+
+    def _wake(self) -> None:
+        following, self._following = self._following, []
+        for each in following:
+            if not each.done():
+                each.set_result(None)
 
     # ---- what its calls say ----
 

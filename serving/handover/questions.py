@@ -1,4 +1,4 @@
-"""What a front end asks and tells the engine process in JSON, and who answers it there."""
+"""What a front end asks the engine process in JSON, and who answers it there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from serving.handover.records import (
     ASK,
     NOT_ANSWERED,
     REPLY,
-    TELL,
     Head,
     heard,
     said,
@@ -23,34 +22,25 @@ log = logging.getLogger(__name__)
 
 Body = dict[str, Any]
 OnAsk = Mapping[str, Callable[[Body], Body | Awaitable[Body]]]
-OnTell = Mapping[str, Callable[[Body], object]]
 
 
 class Questions:
     """Those of one front end; answers are `put`."""
 
-    def __init__(self, on_ask: OnAsk, on_tell: OnTell, put: Callable[[bytes], None]) -> None:
+    def __init__(self, on_ask: OnAsk, put: Callable[[bytes], None]) -> None:
         self._on_ask = on_ask
-        self._on_tell = on_tell
         self._put = put
         self._answering: set[asyncio.Task[None]] = set()
 
     @property
     def handlers(self) -> Mapping[int, Handler]:
         """Of the records that they come in."""
-        return {ASK: self._asked, TELL: self._told}
+        return {ASK: self._asked}
 
     def close(self) -> None:
         """Nobody waits for the answers."""
         for task in self._answering:
             task.cancel()
-
-    def _told(self, head: Head, data: Data, at: int) -> None:
-        kind, body = heard(head, data, at)
-        try:
-            self._on_tell[kind](body)
-        except Exception:
-            log.exception("what a front end told could not be heard: %s", kind)
 
     def _asked(self, head: Head, data: Data, at: int) -> None:
         kind, body = heard(head, data, at)

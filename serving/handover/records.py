@@ -8,15 +8,16 @@
                    unless they are in the arena
         CANCEL     number: of a call that nobody waits for any more
         RELEASE    number: of a model that no call uses any more
+        FOLLOWED   number: that of the `CATALOG` which it has taken over
+        ASK        JSON; number: the question's
     engine process to front end
-        CATALOG    JSON: what is served
+        CATALOG    JSON: what is served; number: one more than the last
         RUN        place: one of `RUNS` slots; number: when it began, ns; when: seconds; queue: padding; rows
         HEARD      number: of a call that had rows in an earlier run, in slot `place`; when: seconds in the queue
         DONE       number: the call's, each answered once; flags: how it ended; if `OK`, when: seconds in the queue,
                    place: the slot of the last run; the body: the outputs, unless they are in the arena. Else when:
                    after which to try again; rows: the bytes of the message, which is the body
-    both
-        ASK, REPLY, TELL    JSON
+        REPLY      JSON; number: of the question
 
 All is little-endian, and whole records are multiples of 8 bytes, so that arrays in them are aligned. Both ends are of
 one version, on one machine: nothing here is a promise to others.
@@ -33,7 +34,7 @@ HEAD = struct.Struct("<IBBHQQdII")
 Head = tuple[int, int, int, int, int, int, float, int, int]
 MOST_BYTES = 1 << 29  # of one record
 
-HELLO, SUBMIT, CANCEL, RELEASE, CATALOG, RUN, HEARD, DONE, ASK, REPLY, TELL = range(1, 12)
+HELLO, SUBMIT, CANCEL, RELEASE, FOLLOWED, ASK, CATALOG, RUN, HEARD, DONE, REPLY = range(1, 12)
 RUNS = 64
 
 # Flags of SUBMIT.

@@ -13,15 +13,15 @@ from serving.errors import EngineFailed
 from serving.handover.arena import Arena
 from serving.handover.calls import Calls
 from serving.handover.link import Data, Link
-from serving.handover.questions import Body, OnTell
+from serving.handover.questions import Body
 from serving.handover.records import (
     ANSWERED,
     ASK,
     CATALOG,
+    FOLLOWED,
     HELLO,
     RELEASE,
     REPLY,
-    TELL,
     VERSION,
     Head,
     heard,
@@ -47,7 +47,7 @@ class Remote:
 
     Once the engine has gone every waiting `submit` raises `EngineFailed`, and the catalog's models stay but are not
     `up`. `changed` is called after that, and whenever the catalog or what is `up` may have changed, when all of it is
-    so; `closed` is done then. `on_tell` are the functions for what the engine process tells by kind (`Back.tell`).
+    so; `closed` is done then.
     """
 
     closed: asyncio.Future[None]  # there from `start` on; done once the engine has gone; never an exception
@@ -58,12 +58,10 @@ class Remote:
         catalog: Catalog,
         *,
         changed: Callable[[], None] = lambda: None,
-        on_tell: OnTell | None = None,
         arena_bytes: int = ARENA_BYTES,
     ) -> None:
         self._sock = sock
         self._changed = changed
-        self._on_tell = on_tell or {}
         self._arena = _arena(arena_bytes)
         self._calls = Calls(self._arena)
         self._replica = Replica(catalog, self._calls, self._release)
@@ -80,7 +78,6 @@ class Remote:
             **self._calls.handlers,
             CATALOG: self._follow,
             REPLY: self._answered,
-            TELL: self._told,
         }
         self._link = Link(self._sock, handlers, self._end, _ANY)
         try:
@@ -103,11 +100,6 @@ class Remote:
         self._asked[number] = answer
         self._link.put(said(ASK, [kind, body], number=number))
         return await answer
-
-    def tell(self, kind: str, body: Body) -> None:
-        """Say something to the engine process that has no answer; nothing happens once it has gone."""
-        if self._link is not None and self._calls.alive:
-            self._link.put(said(TELL, [kind, body]))
 
     def close(self) -> None:
         """End the connection, as if the engine had gone."""
@@ -153,6 +145,8 @@ class Remote:
         if not self._filled.done():
             self._filled.set_result(None)
         self._changed()
+        if self._link is not None:
+            self._link.put(record(FOLLOWED, number=head[4]))
 
     def _answered(self, head: Head, data: Data, at: int) -> None:
         answer = self._asked.pop(head[4])
@@ -163,13 +157,6 @@ class Remote:
             answer.set_result(body)
         else:
             answer.set_exception(RuntimeError(f"in the engine process: {body}"))
-
-    def _told(self, head: Head, data: Data, at: int) -> None:
-        kind, body = heard(head, data, at)
-        try:
-            self._on_tell[kind](body)
-        except Exception:
-            log.exception("what the engine process told could not be heard: %s", kind)
 
 
 def _arena(size: int) -> Arena | None:

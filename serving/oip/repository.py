@@ -65,6 +65,7 @@ async def load(request: oip.RepositoryModelLoadRequest, reloader: Reloader) -> N
     if version is None:
         version = max(there)
     await reloader.load(name, version)
+    await reloader.followed()
     log.info("%s: load %s version %d", _who(), name, version)
 
 
@@ -81,6 +82,7 @@ async def unload(request: oip.RepositoryModelUnloadRequest, reloader: Reloader, 
     for each in [version] if version is not None else sorted(catalog.versions(name)):
         reloader.unload(name, each)
         log.info("%s: unload %s version %d", _who(), name, each)
+    await reloader.followed()
 
 
 def _unavailable(name: str, version: int, reason: str) -> Iterator[Index]:

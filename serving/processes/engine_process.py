@@ -54,6 +54,7 @@ class EngineProcess:
         """Load the models, then run what the front ends hand over."""
         most_bytes = await self._backend.start(self._begin["max_message_bytes"])
         self._back = Back(self._backend.catalog, devices=self._backend.devices, on_ask={"spend": self._spend})
+        self._backend.reloader.followed = self._back.followed
         self._serve()
         admin_port = await self._open_admin()
         self._health.accepting = True

@@ -139,8 +139,7 @@ class Slot:
         if process is None:
             return
         self.kill()
-        while process.poll() is None:  # noqa: ASYNC110 - it has been killed: a matter of milliseconds
-            await asyncio.sleep(0.005)
+        status = await own_python.end_of(process)
         self._process = None
         self._empty.set()
-        self._ended(self, process.returncode)
+        self._ended(self, status)
