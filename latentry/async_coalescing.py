@@ -75,7 +75,7 @@ class AsyncCoalescer:
                 lane = self._lanes[piece.alike] = Lane(piece.alike, info)
             lane.info = info
             lane.waiting.append(waiter)
-            if lane.flying < lanes.AT_ONCE and not lane.boarding:
+            if len(lane.flying) < lanes.AT_ONCE and not lane.boarding:
                 self._board(lane)
         else:
             self._fly_apart(waiter)
@@ -115,11 +115,12 @@ class AsyncCoalescer:
     def _board(self, lane: Lane[_Waiter]) -> None:
         """Send what is there when those that are about to call, in this turn of the loop, have called too."""
         lane.boarding = True
-        lane.flying += 1
+        request = object()
+        lane.flying.add(request)
         begun: list[bool] = []
 
         def landed() -> None:
-            lane.flying -= 1
+            lane.flying.discard(request)
             if not begun:
                 lane.boarding = False
             while lane.waiting and lane.waiting[0].gone:
@@ -134,8 +135,8 @@ class AsyncCoalescer:
     async def _next(self, lane: Lane[_Waiter], begun: list[bool]) -> None:
         begun.append(True)
         lane.boarding = False
-        taken = lane.take(lanes.AT_ONCE - lane.flying + 1)
-        if lane.waiting and lane.flying < lanes.AT_ONCE:
+        taken = lane.take(lanes.AT_ONCE - len(lane.flying) + 1)
+        if lane.waiting and len(lane.flying) < lanes.AT_ONCE:
             self._board(lane)
         if taken:
             await self._fly(taken)

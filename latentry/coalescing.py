@@ -6,6 +6,7 @@ thread brings a reply: that of such a call, or gRPC's. Knows neither plans nor w
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +38,22 @@ class _Waiter:
         self.told = threading.Lock()
         self.told.acquire()
 
+    def tell(self, answer: Answer | None, error: BaseException | None) -> None:
+        """How it ended; only the first time counts."""
+        if self.answer is None and self.error is None:
+            self.answer, self.error = answer, error
+            with contextlib.suppress(RuntimeError):  # told by two threads at once
+                self.told.release()
+
+
+class _Flight:
+    """A request under way, for these; for none of them if a call sends it itself."""
+
+    __slots__ = ("waiters",)
+
+    def __init__(self, waiters: Sequence[_Waiter] = ()) -> None:
+        self.waiters = waiters
+
 
 class Coalescer:
     """`send(pieces, timeout_s)` sends one request and returns its reply, or raises `LatentryError`; `start` sends one
@@ -62,23 +79,30 @@ class Coalescer:
         """What comes of the piece, sent alone or with others. Raises `LatentryError`."""
         if not self._merge or not piece.sociable():
             return self._alone(piece, timeout_s)
-        lane, waiter = None, None
+        lane: Lane[_Waiter] | None = None
+        flight, waiter = _Flight(), _Waiter(piece, time.monotonic() + timeout_s)
+        in_main = threading.current_thread() is threading.main_thread()
+        landed = self._landed_in_main if in_main else self._landed
+        flies = False
         try:  # from here on an interrupt must not leave the lane as if this call were under way
             with self._lock:
-                there = self._lanes.get(piece.alike)
-                if there is None:
-                    there = self._lanes[piece.alike] = Lane(piece.alike, info)
-                there.info = info
-                if there.flying < lanes.AT_ONCE:
-                    there.flying += 1
-                    lane = there
+                lane = self._lanes.get(piece.alike)
+                if lane is None:
+                    lane = self._lanes[piece.alike] = Lane(piece.alike, info)
+                lane.info = info
+                flies = len(lane.flying) < lanes.AT_ONCE
+                if flies:
+                    lane.flying.add(flight)
                 else:
-                    waiter = _Waiter(piece, time.monotonic() + timeout_s)
-                    there.waiting.append(waiter)
-            return self._alone(piece, timeout_s) if waiter is None else self._wait(waiter)
+                    lane.waiting.append(waiter)
+            return self._alone(piece, timeout_s) if flies else self._wait(waiter, lane)
         finally:
-            if lane is not None:
-                self._landed(lane)
+            if flies and lane is not None:
+                try:
+                    landed(lane, flight)
+                except BaseException:  # Python interrupts where a function begins, too
+                    landed(lane, flight)
+                    raise
 
     def close(self) -> None:
         """What is not sent yet fails; what is, fails with the channel."""
@@ -91,40 +115,44 @@ class Coalescer:
     def _alone(self, piece: Piece, timeout_s: float) -> Answer:
         return pieces.answer(self._send([piece], timeout_s), piece)
 
-    def _wait(self, waiter: _Waiter) -> Answer:
+    def _wait(self, waiter: _Waiter, lane: Lane[_Waiter]) -> Answer:
         try:
             left = min(waiter.deadline - time.monotonic(), threading.TIMEOUT_MAX)
             if not waiter.told.acquire(timeout=max(left, 0.0)):
                 raise self._refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
         except BaseException:
             waiter.gone = True  # what is under way ends at the deadline of the last one that it is for
+            with self._lock, contextlib.suppress(ValueError):
+                lane.waiting.remove(waiter)
             raise
         if waiter.answer is None:
             raise waiter.error or RuntimeError("told nothing")
         return waiter.answer
 
-    def _landed(self, lane: Lane[_Waiter]) -> None:
-        """A request of the lane has ended: send what waits."""
-        groups = []
+    def _landed(self, lane: Lane[_Waiter], flight: _Flight) -> None:
+        """A request of the lane has ended: send what waits. Nothing changes if it is called again."""
+        departing: list[_Flight] = []
         with self._lock:
-            lane.flying -= 1
-            while lane.flying < lanes.AT_ONCE and lane.waiting:
-                taken = lane.take(lanes.AT_ONCE - lane.flying)
+            lane.flying.discard(flight)
+            while lane.waiting and len(lane.flying) < lanes.AT_ONCE:
+                taken = lane.take(lanes.AT_ONCE - len(lane.flying))
                 if taken:
-                    groups.append(taken)
-                    lane.flying += 1
+                    departing.append(_Flight(taken))
+                    lane.flying.add(departing[-1])
             if not lane.flying:
                 self._lanes.pop(lane.alike, None)
-        try:
-            while groups:
-                group = groups.pop(0)
-                self._depart(group, partial(self._landed, lane))
-        except BaseException:  # an interrupt of this thread: what it has not sent yet is for others to send
-            with self._lock:
-                lane.flying -= len(groups)
-                for group in reversed(groups):
-                    lane.waiting.extendleft(reversed(group))
-            raise
+        for each in departing:
+            self._depart(each.waiters, partial(self._landed, lane, each))
+
+    def _landed_in_main(self, lane: Lane[_Waiter], flight: _Flight) -> None:
+        """The same, where Python may interrupt at any moment, and would lose what is about to go: a thread sends it."""
+        with self._lock:
+            lane.flying.discard(flight)
+            others_wait = bool(lane.waiting)
+            if not lane.flying and not others_wait:
+                self._lanes.pop(lane.alike, None)
+        if others_wait:
+            threading.Thread(target=self._landed, args=(lane, flight), daemon=True).start()
 
     def _depart(self, waiters: Sequence[_Waiter], landed: Callable[[], None]) -> None:
         """Send one request for all of them; `landed` is called when it has ended."""
@@ -166,8 +194,7 @@ class Coalescer:
             self._apart(waiters, None)
             return
         for waiter, part in zip(waiters, parts, strict=True):
-            waiter.answer = part
-            waiter.told.release()
+            waiter.tell(part, None)
 
     def _apart(self, waiters: Sequence[_Waiter], error: Exception | None) -> None:
         """Send each alone. One that was alone has failed with `error`."""
@@ -188,9 +215,7 @@ class Coalescer:
 
     def _fail_with(self, waiters: Sequence[_Waiter], error: Exception) -> None:
         for waiter in waiters:
-            if waiter.answer is None and waiter.error is None:
-                waiter.error = error
-                waiter.told.release()
+            waiter.tell(None, error)
 
 
 def _nothing() -> None:

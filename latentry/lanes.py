@@ -48,7 +48,7 @@ class Lane(Generic[W]):
         self.alike = alike
         self.info = info  # of the model, as the last call knew it: its limits can change while a lane is busy
         self.waiting: deque[W] = deque()
-        self.flying = 0  # requests under way
+        self.flying: set[object] = set()  # requests under way
         self.boarding = False  # whether one of them is about to `take`
 
     def take(self, free: int) -> list[W]:

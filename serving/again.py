@@ -18,12 +18,14 @@ def reader(path: Path, data: bytes, digest: str) -> Callable[[], bytes]:
     """A function that gives `data`, of this SHA-256, which was read from the file at `path`.
 
     It raises `ValueError` if the file has been written over since, or cannot be read any more. A file that is gone
-    already costs the memory: `data` itself is kept.
+    already, or another by now, costs the memory: `data` itself is kept.
     """
     try:
-        return _Held(path, digest).read
-    except OSError:
+        held = _Held(path, digest)
+        held.read()
+    except (OSError, ValueError):
         return lambda: data
+    return held.read
 
 
 class _Held:

@@ -108,8 +108,8 @@ class Settings(BaseModel):
     threads: int = _knob(
         "device",
         0,
-        "threads that run one graph on the CPU; 0: as many processors as affinity and cgroup allow. More than there "
-        "are makes every batch slower",
+        "threads that run a batch on the CPU if it is large or the graph slow; 0: as many processors as affinity and "
+        "cgroup allow. More than there are makes every batch slower",
         ge=0,
         le=1024,
     )

@@ -3,6 +3,7 @@ alone."""
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 import time
@@ -129,7 +130,7 @@ def test_text_that_no_message_holds_is_the_fault_of_one(
 
 def test_each_call_keeps_its_own_deadline(threads: ThreadPoolExecutor, client: Client, gate: Held) -> None:
     def hasty() -> Any:
-        client.timeout_s = 0.2
+        client.timeout_s = 1.0
         return client.sample(1, seed=3)
 
     def patient() -> Any:
@@ -148,15 +149,45 @@ def test_each_call_keeps_its_own_deadline(threads: ThreadPoolExecutor, client: C
 
 def test_calls_that_are_late_are_not_sent(threads: ThreadPoolExecutor, client: Client, gate: Held) -> None:
     def hasty() -> Any:
-        client.timeout_s = 0.2
+        client.timeout_s = 1.0
         return client.sample(1, seed=3)
 
     ahead, waiting = behind_two(threads, client, gate, [hasty] * 3)
     assert [each.code for each in results(waiting)] == [LATE] * 3
+    assert not gathering(client), "nor kept"
     gate.gate.set()
     assert [each.seed for each in results(ahead)] == [1, 1]
-    until(lambda: not gathering(client))
     assert len(gate.asked) == 2
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_what_waits_for_the_main_thread_is_sent_by_another(
+    threads: ThreadPoolExecutor, client: Client, gate: Held, interrupted: bool
+) -> None:
+    """Python interrupts the main thread alone, at any moment."""
+
+    def follow() -> list[Future[Any]]:
+        gate.wait(1)  # the main thread's
+        waiting = [threads.submit(client.sample, 1, seed=seed) for seed in (3, 4)]
+        until(lambda: gathering(client) == len(waiting))
+        if interrupted:
+            _thread.interrupt_main()
+        else:
+            gate.gate.set()
+        return waiting
+
+    ahead = threads.submit(client.sample, 1, seed=1)
+    gate.wait(1)
+    following = threads.submit(follow)
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            client.sample(1, seed=2)
+    else:
+        assert client.sample(1, seed=2).seed == 2
+    waiting = following.result(PATIENCE_S)
+    gate.wait(1)
+    gate.gate.set()
+    assert [each.seed for each in results([ahead, *waiting])] == [1, 3, 4]
 
 
 def test_closing_the_client_fails_what_waits_and_what_travels(

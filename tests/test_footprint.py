@@ -157,6 +157,8 @@ def test_a_graph_is_not_restarted_from_a_file_that_was_written_over(linear: Line
 
 def test_a_file_that_is_gone_already_is_kept_in_memory(tmp_path: Path) -> None:
     assert again.reader(tmp_path / "gone", b"bytes", manifest.sha256(b"bytes"))() == b"bytes"
+    (tmp_path / "gone").write_bytes(b"another")
+    assert again.reader(tmp_path / "gone", b"bytes", manifest.sha256(b"bytes"))() == b"bytes"
 
 
 @pytest.mark.parametrize(("slow_row_s", "threads"), [(0.0, 3), (60.0, 1)])
