@@ -90,6 +90,8 @@ def _targets(seen: Rounds, names: list[str]) -> Iterator[Figure]:
         if name in _BEST_PEER:
             theirs = seen[f"{name} rate 64"]
             yield ratio(f"64 in flight: ours / {name}", seen[f"{ours} rate 64"], theirs, at_least=_BEST_PEER[name])
+            if servers.TWO in names:
+                yield ratio(f"64 in flight: ours with 2 front ends / {name}", seen[f"{servers.TWO} rate 64"], theirs)
     if servers.TWO in names:
         rates = seen[f"{servers.TWO} rate 64"], seen[f"{ours} rate 64"]
         yield ratio("64 in flight: 2 front ends / one process", *rates, at_least=1.0)

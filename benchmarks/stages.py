@@ -14,8 +14,9 @@ From that follows calls a second for --frontends 1 to 16 (`benchmarks.projection
 inference by what two of them and their engine's process spent, of the engine's process by what it spends when it is
 pressed (`benchmarks.engine_load`).
 
-Two processors are often two threads of one core, on which everything takes about half as long again when both are
-busy; on one alone it is dearer still, for a call's threads then take turns.
+Two processors are often two threads of one core, on which everything takes longer when both are busy, whatever the
+machine says of itself: `benchmarks.neighbours` measures by how much. Costs are those of such processors; the second
+projection is for processors with a core each.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from timeit import timeit
 
 import numpy as np
 
-from benchmarks import bodies, children, engine_load, figures, load, processor_time, projection, raw_onnx
+from benchmarks import bodies, children, engine_load, figures, load, neighbours, processor_time, projection, raw_onnx
 from benchmarks.figures import Figure
 from benchmarks.load import Load, Target
 from benchmarks.plan import Plan
@@ -81,10 +82,21 @@ def main(arguments: list[str] | None = None) -> int:
         print(figure.line())
     costs = costs_of(spent, apart, min(engine_load.measure(args.calls * 10)))
     print(f"\ncosts: {_rounded(costs)}")
-    print(f"projected for {args.processors} processors, the load on the same machine:")
-    print(projection.table(costs, args.processors))
-    projected = {n: projection.project(costs, n, args.processors).rate for n in projection.FRONT_ENDS}
-    figures.save(args.out, found, costs=_rounded(costs), processors=args.processors, projected_calls_per_s=projected)
+    shared = neighbours.factor()
+    print(f"work here takes {shared:.2f} times as long while the other processors are busy")
+    projected: dict[str, dict[int, float]] = {}
+    for kind, each in (("such processors", costs), ("cores, a processor each", costs.divided(shared))):
+        print(f"projected for {args.processors} {kind}, the load on the same machine:")
+        print(projection.table(each, args.processors))
+        projected[kind] = {n: projection.project(each, n, args.processors).rate for n in projection.FRONT_ENDS}
+    figures.save(
+        args.out,
+        found,
+        costs=_rounded(costs),
+        processors=args.processors,
+        busy_neighbours_factor=shared,
+        projected_calls_per_s=projected,
+    )
     return 0
 
 

@@ -22,6 +22,7 @@ from benchmarks import (
     engine_load,
     figures,
     load,
+    neighbours,
     pacing,
     projection,
     regression,
@@ -90,9 +91,16 @@ def test_a_projection_is_bound_by_what_is_dearest() -> None:
     assert projection.project(costs, 1, 1).rate == pytest.approx(1e6 / 280), "one processor does the inference too"
     assert projection.project(costs, 4, 16) == projection.Projection(32_000, "front ends")
     assert projection.project(costs, 16, 64) == projection.Projection(50_000, "the engine's process")
+    assert projection.project(costs.divided(2), 4, 16).rate == 2 * 32_000
     full = projection.project(costs, 16, 4)
     assert (full.rate, full.bound) == (pytest.approx(4e6 / 260), "processors")
     assert projection.table(costs, 16).count("\n") == len(projection.FRONT_ENDS)
+
+
+def test_work_beside_busy_processors_is_measured_on_one_and_then_on_all_again() -> None:
+    allowed = os.sched_getaffinity(0)
+    assert neighbours.factor() > 0.5
+    assert os.sched_getaffinity(0) == allowed
 
 
 def test_costs_follow_from_the_cheapest_rounds() -> None:
