@@ -22,6 +22,7 @@ from serving.batches import Array, Results, Tell, tell_nobody
 from serving.drift import Drift, Reconstruction
 from serving.errors import ServiceError
 from serving.labelled import Classes
+from serving.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ class Model:
         self._close = close
         self._drift = drift
         self._reconstruction = reconstruction
-        self._checks: set[asyncio.Task[None]] = set()
+        self._checks = Tasks()
         self._users = 0
         self.retiring = False  # nothing is told of its traffic any more
         self._unused = asyncio.Event()
@@ -230,17 +231,14 @@ class Model:
         picked = [] if self._reconstruction is None else self._reconstruction.pick(len(mean))
         if picked and not self._checks:  # one at a time: it is a sample, and must not become the load
             rows = self._labelled(mean[picked], None if classes is None else classes[picked])
-            task = asyncio.ensure_future(self._reconstruct(images[picked], rows))
-            self._checks.add(task)
-            task.add_done_callback(self._checks.discard)
+            self._checks.start(self._reconstruct(images[picked], rows))
 
     async def retire(self, timeout_s: float | None) -> bool:
         """Wait for the calls that use it, then free its graphs. False if some still did after `timeout_s`."""
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._unused.wait(), timeout_s)
         in_time = self._users == 0
-        for check in self._checks:
-            check.cancel()
+        self._checks.cancel()
         for batcher in self.batchers.values():
             batcher.close()
         self._close()

@@ -25,6 +25,7 @@ from serving.model import Model
 from serving.rehearsal import RehearsalFailed
 from serving.repository import Fingerprint, Found
 from serving.settings import Settings
+from serving.tasks import Tasks
 
 if TYPE_CHECKING:  # front ends know of reloaders, and are to load no ONNX Runtime
     from serving.loading import Loader
@@ -57,7 +58,7 @@ class Reloader:
         self._decided: set[tuple[str, str]] = set()  # labels that one set or took away
         self._kept: set[tuple[str, int]] = set()  # versions that serve on without their folders
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring = Tasks()
         self._trouble = ""
         self._misnamed: Mapping[str, str] = {}
 
@@ -177,8 +178,7 @@ class Reloader:
 
     async def close(self) -> None:
         """Wait for nothing: what is being retired is left to the end of the process."""
-        for task in self._retiring:
-            task.cancel()
+        self._retiring.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
 
     def _wanted(self, name: str, there: Collection[int], refused: Collection[int]) -> set[int]:
@@ -312,9 +312,7 @@ class Reloader:
             if not await model.retire(self._settings.drain_s):
                 log.warning("%s was freed while calls still used it", model.manifest.name)
 
-        task = asyncio.ensure_future(retire())
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        self._retiring.start(retire())
 
     def _check_names(self, found: Found) -> None:
         """Raises `NoModel` if the settings name what is not there."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,6 +16,7 @@ from serving.handover.records import (
     heard,
     said,
 )
+from serving.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Questions:
     def __init__(self, on_ask: OnAsk, put: Callable[[bytes], None]) -> None:
         self._on_ask = on_ask
         self._put = put
-        self._answering: set[asyncio.Task[None]] = set()
+        self._answering = Tasks()
 
     @property
     def handlers(self) -> Mapping[int, Handler]:
@@ -39,8 +39,7 @@ class Questions:
 
     def close(self) -> None:
         """Nobody waits for the answers."""
-        for task in self._answering:
-            task.cancel()
+        self._answering.cancel()
 
     def _asked(self, head: Head, data: Data, at: int) -> None:
         kind, body = heard(head, data, at)
@@ -52,9 +51,7 @@ class Questions:
         if not inspect.isawaitable(answer):
             self._reply(head[4], answer)
             return
-        task = asyncio.ensure_future(self._reply_later(head[4], answer))
-        self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
+        self._answering.start(self._reply_later(head[4], answer))
 
     async def _reply_later(self, number: int, answer: Awaitable[Body]) -> None:
         try:

@@ -8,7 +8,6 @@ A model's number is never used again, so that what is new is told once to each f
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from serving.handover.calls import Calls
 from serving.handover.plans import Plan
 from serving.handover.remote_batcher import RemoteBatcher
 from serving.model import DECODER, DENSITY, ENCODER, PRIOR, Limits, Model
+from serving.tasks import Tasks
 
 State = dict[str, Any]
 GRAPHS = (ENCODER, DECODER, PRIOR, DENSITY)  # queue number: 4 times that of the model, and the place in here
@@ -63,7 +63,7 @@ class Replica:
         self._release = release
         self._models: dict[int, Model] = {}
         self._queues: dict[int, dict[str, RemoteBatcher]] = {}
-        self._retiring: set[asyncio.Task[bool]] = set()
+        self._retiring = Tasks()
 
     def follow(self, state: State) -> None:
         """The engine process has this now."""
@@ -78,12 +78,11 @@ class Replica:
         self._follow_names(state, {model.manifest.name for model in gone})
         self._catalog.default = state["default"]
         for model in gone:
-            self._retire(model)
+            self._retiring.start(model.retire(None))
 
     def end(self) -> None:
         """The engine process has gone, and has nothing to free any more."""
-        for task in self._retiring:
-            task.cancel()
+        self._retiring.cancel()
 
     def _add(self, number: int, about: State) -> None:
         manifest = parse(about["manifest"].encode())
@@ -137,8 +136,3 @@ class Replica:
                 before = catalog.refusals(name).get(version)
                 if before is None or before.reason != why:
                     catalog.refuse(name, version, Refusal(why, (), float("inf")))
-
-    def _retire(self, model: Model) -> None:
-        task = asyncio.ensure_future(model.retire(None))
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)

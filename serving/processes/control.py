@@ -19,6 +19,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+from serving.tasks import Tasks
+
 log = logging.getLogger(__name__)
 
 Body = dict[str, Any]
@@ -53,7 +55,7 @@ class Control:
         self._answers = answers or {}
         self._asked: dict[int, asyncio.Future[Body]] = {}
         self._questions = 0
-        self._answering: set[asyncio.Task[None]] = set()
+        self._answering = Tasks()
         self._loop = asyncio.get_running_loop()
         self._unsent: deque[tuple[memoryview, Sequence[int]]] = deque()
         self._unsent_bytes = 0
@@ -150,9 +152,7 @@ class Control:
             del self._read[:end]
             given, self._fds = self._fds[:count], self._fds[count:]
             if kind == _ASK:
-                task = asyncio.ensure_future(self._answer(body))
-                self._answering.add(task)
-                task.add_done_callback(self._answering.discard)
+                self._answering.start(self._answer(body))
             elif kind == _ANSWER:
                 question = self._asked.get(body["number"])
                 if question is not None and not question.done():

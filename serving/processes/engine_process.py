@@ -23,6 +23,7 @@ from serving.processes.ledger import Ledger
 from serving.processes.statistics import AskedStatistics
 from serving.quotas import quotas_of
 from serving.settings import Settings
+from serving.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class EngineProcess:
         self._quotas = quotas_of(settings)
         self._back: Back | None = None
         self._waiting: list[int] = []  # sockets of front ends that came before there was a catalog
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._administration: Administration | None = None
 
     async def run(self) -> None:
@@ -72,9 +73,7 @@ class EngineProcess:
             self._serve()
         elif kind == "drain":
             gates = [] if self._administration is None else [self._administration.gate]
-            task = asyncio.ensure_future(draining.drain(self._health, gates, self._settings))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.start(draining.drain(self._health, gates, self._settings))
 
     def gauges(self) -> list[Any]:
         """Those of models and devices."""
@@ -98,9 +97,7 @@ class EngineProcess:
         if self._back is None:
             return
         while self._waiting:
-            task = asyncio.ensure_future(self._back.serve(socket.socket(fileno=self._waiting.pop())))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.start(self._back.serve(socket.socket(fileno=self._waiting.pop())))
 
     def _spend(self, body: Body) -> Body:
         try:

@@ -26,6 +26,7 @@ from serving.processes.ledger import Ledger
 from serving.processes.quotas import AskedQuotas
 from serving.processes.statistics import AskedStatistics
 from serving.settings import Settings
+from serving.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class FrontendProcess:
         self._connected = asyncio.Event()
         self._order: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
         self._told = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     async def run(self) -> None:
         """Answer calls once there are models and the supervisor says so."""
@@ -63,7 +64,7 @@ class FrontendProcess:
     def hear(self, kind: str, body: Body, descriptors: list[int]) -> None:
         """An engine, when to open the port, when to take calls, and when to end."""
         if kind == "engine":
-            self._start(self._connect(descriptors[0]))
+            self._tasks.start(self._connect(descriptors[0]))
         elif kind == "open":
             self._order.set_result(body)
         elif kind == "accept":
@@ -71,7 +72,7 @@ class FrontendProcess:
             self._health.look()
             self._look()
         elif kind == "drain":
-            self._start(self._drain())
+            self._tasks.start(self._drain())
 
     def gauges(self) -> list[Any]:
         """The calls that are inside."""
@@ -108,8 +109,3 @@ class FrontendProcess:
         if self._health.serving != self._told:
             self._told = self._health.serving
             self._control.send("serving", {"serving": self._told})
-
-    def _start(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -20,6 +20,7 @@ from serving.processes.control import Body, Gone
 from serving.processes.page import Page
 from serving.processes.slot import Slot
 from serving.settings import Settings
+from serving.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Supervisor:
             for number in range(settings.frontends)
         ]
         self._slots = [self._engine, *self._frontends]
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
         self._pages: Pages | None = None
 
     async def start(self) -> None:
@@ -65,7 +66,7 @@ class Supervisor:
             addresses.check_free(settings.host, settings.admin_port)
         for slot in self._slots:
             self._start(slot)
-        self._run(self._watch())
+        self._tasks.start(self._watch())
         await self._started
         log.info("%s", addresses.where(settings.host, self.port, self.metrics_port, self.admin_port))
 
@@ -97,8 +98,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """End everything at once."""
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()
         await self.end()
         if self._pages is not None:
             await self._pages.close()
@@ -163,7 +163,7 @@ class Supervisor:
             one, other = control.pair()
         except OSError as error:
             log.error("%s cannot be connected, and is tried again: %s", frontend.name, error.strerror)  # noqa: TRY400
-            self._run(self._connect_later(frontend))
+            self._tasks.start(self._connect_later(frontend))
             return
         with one, other:
             frontend.send("engine", descriptors=(one.fileno(),))
@@ -230,7 +230,7 @@ class Supervisor:
         pause_s = slot.pause_s()
         log.error("%s ended %s; another starts %s", slot.name, how, f"in {pause_s:g} s" if pause_s else "now")
         self.metrics.process_restarts.labels(ENGINE if slot is self._engine else FRONTEND).inc()
-        self._run(self._start_later(slot, pause_s))
+        self._tasks.start(self._start_later(slot, pause_s))
 
     async def _start_later(self, slot: Slot, pause_s: float) -> None:
         await asyncio.sleep(pause_s)
@@ -271,8 +271,3 @@ class Supervisor:
             for slot in slots:
                 slot.kill()
             await waiting
-
-    def _run(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
