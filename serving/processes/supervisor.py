@@ -201,7 +201,7 @@ class Supervisor:
         elif kind == "ready" and all(each.up for each in self._frontends):
             for each in self._frontends:
                 each.send("accept")
-        elif kind == "serving" and all(each.serving for each in self._frontends) and not self._started.done():
+            # Not when all have said that they serve: the first may have calls in hand by then, and is to be drained.
             self._started.set_result(None)
 
     def _engine_ready(self, body: Body) -> None:
