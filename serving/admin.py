@@ -39,22 +39,22 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:  # noqa: N802
         model = await self._reloader.load(_name(request.name), _version(request.version))
-        await self._reloader.followed()
         log.info("%s: load %s version %d", _who(), request.name, request.version)
+        await self._reloader.followed()
         return pb.LoadModelResponse(status=self._status(model.manifest.name, model.manifest.version))
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:  # noqa: N802
         self._reloader.unload(_name(request.name), _version(request.version))
-        await self._reloader.followed()
         log.info("%s: unload %s version %d", _who(), request.name, request.version)
+        await self._reloader.followed()
         return pb.UnloadModelResponse()
 
     async def SetLabel(self, request: pb.SetLabelRequest, context: Context) -> pb.SetLabelResponse:  # noqa: N802
         version = None if request.version == 0 else _version(request.version)
         self._reloader.set_label(_name(request.name), _name(request.label, "label"), version)
-        await self._reloader.followed()
         meaning = "none" if version is None else f"version {version}"
         log.info("%s: label %s of %s: %s", _who(), request.label, request.name, meaning)
+        await self._reloader.followed()
         return pb.SetLabelResponse()
 
     async def Scan(self, request: pb.ScanRequest, context: Context) -> pb.ScanResponse:  # noqa: N802

@@ -47,11 +47,12 @@ class Backend:
         self._closers: list[Callable[[], object]] = []
 
     async def start(self, max_message_bytes: int | None = None) -> int:
-        """Load the models, none that needs messages of more than `max_message_bytes`. Returns how many bytes a message
-        may have that is let in at all: models that come later may need more than those that are here."""
+        """Load the models; in place of a process that has ended, none that needs messages of more than its
+        `max_message_bytes`. Returns how many bytes a message may have that is let in at all: models that come later may
+        need more than those that are here."""
         self.reloader = Reloader(self._settings, self.catalog, self._make_loader(), self._metrics)
         self.reloader.max_message_bytes = max_message_bytes
-        await self.reloader.start()
+        await self.reloader.start(again=max_message_bytes is not None)
         log.info("the default model is %s", self.catalog.default)
         most = max_message_bytes or max(2 * self.catalog.max_message_bytes, MAX_MESSAGE)
         self.reloader.max_message_bytes = most

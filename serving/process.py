@@ -80,5 +80,6 @@ async def _reread(service: Any, asked: asyncio.Event, again: Callable[[], Settin
         except StartError as error:
             log.error("SIGHUP: %s; what was configured before stays", error)  # noqa: TRY400 # one line is enough
             continue
-        await service.reconfigure(settings)
-        log.info("SIGHUP: the repository was looked at, log level %s", logs.level())
+        looked = await service.reconfigure(settings)
+        repository = "was looked at" if looked else "will be looked at when there is an engine process"
+        log.info("SIGHUP: the repository %s, log level %s", repository, logs.level())

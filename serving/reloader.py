@@ -62,30 +62,44 @@ class Reloader:
         self._trouble = ""
         self._misnamed: Mapping[str, str] = {}
 
-    async def start(self) -> None:
-        """Load every version that is to be served; raises `NoModel` or `BadModel` with the first that cannot be."""
+    async def start(self, *, again: bool = False) -> None:
+        """Load every version that is to be served; raises `NoModel` or `BadModel` with the first that cannot be.
+
+        `again`: a process that served before has ended. What cannot be served now is refused and said, as by a scan:
+        it is no reason to serve nothing.
+        """
         found = await asyncio.to_thread(repository.scan, self.root)
-        for name, problem in found.misnamed.items():
-            raise BadModel(f"bad model: {self.root / name}: {problem}")
         if not found.versions:
             raise NoModel(f"model repository {self.root}: no model, wanted <name>/<version>/manifest.json")
-        self._check_names(found)
-        for name in found.versions:
-            for version in sorted(self._wanted(name, found.versions[name], ())):
-                folder = found.versions[name][version]
-                before = (await _fingerprints({version: folder}))[version]
-                try:
-                    await self._load(name, version, folder, before, rehearsed=False)
-                except ValueError as error:
-                    raise BadModel(f"bad model: {error}") from error
-            self._set_unasked(name, found.versions[name], ())
+        if not again:
+            self._check_names(found)
+        for name, folders in found.versions.items():
+            refused = await self._load_all(name, folders, again)
+            self._set_unasked(name, folders, refused)
             self._show(name)
         if not self._catalog.all():
             raise NoModel(f"model repository {self.root}: none of its versions is to be served (see --versions)")
         default = self._settings.default_model
-        if default and not self._catalog.versions(default):
+        if default and not self._catalog.versions(default) and not again:
             raise NoModel(f"--default-model: got {default}, which is not among the models of {self.root}")
         self._catalog.default = default or self._catalog.all()[0].manifest.name
+        if again:
+            self.say_what_is_missing()
+
+    async def _load_all(self, name: str, folders: Mapping[int, Path], again: bool) -> set[int]:
+        """Load the versions of a model that are to be served; returns those that were refused."""
+        refused: set[int] = set()
+        while missing := self._wanted(name, folders, refused) - self._catalog.versions(name).keys():
+            version = min(missing)
+            before = (await _fingerprints({version: folders[version]}))[version]
+            try:
+                await self._load(name, version, folders[version], before, rehearsed=False)
+            except ValueError as error:
+                if not again:
+                    raise BadModel(f"bad model: {error}") from error
+                self._refuse(name, version, before, error)
+                refused.add(version)
+        return refused
 
     async def scan(self) -> None:
         """Bring what is loaded in step with the repository. One that cannot be read, or is empty, changes nothing."""
@@ -315,7 +329,9 @@ class Reloader:
         self._retiring.start(retire())
 
     def _check_names(self, found: Found) -> None:
-        """Raises `NoModel` if the settings name what is not there."""
+        """Raises `BadModel` if what is there is misnamed, `NoModel` if the settings name what is not there."""
+        for name, problem in found.misnamed.items():
+            raise BadModel(f"bad model: {self.root / name}: {problem}")
         for name, labels in self._labels.items():
             for label, version in labels.items():
                 if version not in found.versions.get(name, {}):

@@ -75,11 +75,13 @@ class Service:
         self._backend.follow()
         log.info("%s", addresses.where(settings.host, self.port, self.metrics_port, self.admin_port))
 
-    async def reconfigure(self, settings: Settings) -> None:
-        """Take over what may change while serving, the log level and the labels, and look at the repository."""
+    async def reconfigure(self, settings: Settings) -> bool:
+        """Take over what may change while serving, the log level and the labels, and look at the repository, which is
+        done then."""
         before, self._configured = self._configured, settings
         rereading.take_over(before, settings)
         await self._backend.reconfigure(settings)
+        return True
 
     async def ended(self) -> None:
         """Returns if a gRPC server ends that nobody has told to."""

@@ -21,6 +21,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server_process import ServerProcess, free_ports, server_process
 from test_hostile import wait_for
+from test_kills import rehearsal_of
 from test_statuses import details
 
 from latentry.v1 import admin_pb2 as apb
@@ -230,6 +231,27 @@ def test_sigterm_lets_what_came_finish_and_leaves_nothing(linear_repository: Pat
             assert server.process.wait(30) == 0
         assert not [name for name, pid in children.items() if Path("/proc", str(pid)).exists()]
         assert "Traceback" not in server.log
+
+
+def test_sigterm_lets_what_an_administrator_asked_for_finish(tmp_path: Path) -> None:
+    linear_model.write(tmp_path / "models")
+    (port,) = free_ports(1)
+    flags = ("--admin-port", str(port), "--reload-s", "0")
+    with (
+        server_process(tmp_path / "models", *flags, frontends=2) as server,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        linear_model.write(tmp_path / "models", version=2)
+        request = apb.LoadModelRequest(name="linear", version=2)
+        loading = admin_pb2_grpc.AdminServiceStub(channel).LoadModel.future(request, timeout=60)
+        rehearsal = rehearsal_of(server.engine)
+        os.kill(rehearsal, signal.SIGSTOP)
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: "draining" in server.log, "it drains")
+        time.sleep(1.0)  # long after the front ends have ended
+        os.kill(rehearsal, signal.SIGCONT)
+        assert loading.result().status.version == 2
+        assert server.process.wait(30) == 0
 
 
 def test_a_second_sigterm_ends_all_at_once(linear_repository: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -14,7 +15,11 @@ import linear_model
 import pytest
 from linear_model import LinearModel
 from server_process import ROOT, server_process
+from test_frontends import ready
 from test_hostile import wait_for
+
+from latentry.v1 import vae_pb2 as pb
+from latentry.v1 import vae_pb2_grpc
 
 
 def started(*flags: str, first: str = "true", timeout_s: float = 60) -> tuple[int, str]:
@@ -97,3 +102,24 @@ def test_without_standard_streams_they_serve(linear_repository: Path, closed: st
     with server_process(linear_repository, frontends=2, first=f"exec {closed}") as server:
         assert server.metric("latentry_ready") == 1
         assert server.stop() == 0
+
+
+def test_what_cannot_be_served_any_more_does_not_keep_a_new_engine_from_the_rest(tmp_path: Path) -> None:
+    """What is wrong with one version ends a start, not a service."""
+    models = tmp_path / "models"
+    for version in (1, 2, 3):
+        linear_model.write(models, version=version)
+    flags = ("--labels", "linear:prod=1", "--versions", "all", "--reload-s", "0", "--default-model", "linear")
+    with server_process(models, *flags, frontends=2) as server, server.channel() as channel:
+        shutil.rmtree(models / "linear" / "1")
+        (models / "linear" / "3" / "decoder.onnx").write_bytes(b"nothing")
+        (models / "not a name" / "1").mkdir(parents=True)
+        engine = server.children()["latentry-engine"]
+        os.kill(engine, signal.SIGKILL)
+        wait_for(lambda: server.children().get("latentry-engine", engine) != engine, "another engine is there", 30)
+        wait_for(lambda: ready(server) == 200, "it serves", 60)
+        reply = vae_pb2_grpc.VaeServiceStub(channel).Sample(pb.SampleRequest(count=1), timeout=20, wait_for_ready=True)
+        assert reply.model.version == 2
+        assert "label prod of linear: version 1 is not served" in server.log
+        assert "refused linear version 3" in server.log
+        assert server.log.count("latentry-engine ended") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -22,7 +23,7 @@ from loaded_models import loaded
 
 from serving.catalog import Catalog
 from serving.errors import EngineFailed
-from serving.handover import EngineGone, Remote, records
+from serving.handover import EngineGone, Remote, front_end, records
 from serving.handover.arena import Arena
 
 PIXELS = frozenset({"images"})
@@ -261,3 +262,19 @@ async def test_an_answer_that_nobody_asked_for_ends_the_connection_and_fails_the
             await asyncio.wait_for(waiting, SOON_S)
         assert remote.closed.done()
         held.go.set()
+
+
+async def test_an_engine_side_without_room_for_an_arena_serves_who_comes_without(
+    linear: LinearModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, size: int) -> Any:
+        os.close(descriptor)
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(front_end, "attach", full)
+    async with loaded(linear.folder) as model, ends(model) as both:
+        with pytest.raises(EngineGone):
+            await both.connect()
+        await both.connect(arena_bytes=0)
+        z = latents(2000)
+        np.testing.assert_allclose(await both.model.decode(z, True, None), linear.decode(z), atol=1e-6)

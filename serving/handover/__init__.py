@@ -9,6 +9,6 @@ Knows neither gRPC nor ONNX, nor how the processes are started.
 from __future__ import annotations
 
 from serving.handover.back import Back
-from serving.handover.remote import EngineGone, Remote
+from serving.handover.remote import ARENA_BYTES, EngineGone, Remote
 
-__all__ = ["Back", "EngineGone", "Remote"]
+__all__ = ["ARENA_BYTES", "Back", "EngineGone", "Remote"]

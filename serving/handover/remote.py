@@ -160,6 +160,8 @@ class Remote:
 
 
 def _arena(size: int) -> Arena | None:
+    if not size:
+        return None
     try:
         return Arena(size)
     except OSError as error:

@@ -65,8 +65,8 @@ async def load(request: oip.RepositoryModelLoadRequest, reloader: Reloader) -> N
     if version is None:
         version = max(there)
     await reloader.load(name, version)
-    await reloader.followed()
     log.info("%s: load %s version %d", _who(), name, version)
+    await reloader.followed()
 
 
 async def unload(request: oip.RepositoryModelUnloadRequest, reloader: Reloader, catalog: Catalog) -> None:

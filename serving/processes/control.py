@@ -28,7 +28,7 @@ Body = dict[str, Any]
 _HEAD = struct.Struct("<IB")  # bytes of the message, descriptors with it
 _ASK, _ANSWER = "?", "="
 _MOST_UNSENT = 64 << 20
-_MOST_FDS = 8
+_LOST = -1  # stands for a descriptor that the system could not give us
 _READ = 1 << 16
 
 
@@ -38,7 +38,8 @@ class Gone(ConnectionError):
 
 class Control:
     """One end. `hear(kind, body, descriptors)` is called for each message, `closed()` once when the other end has gone;
-    the descriptors belong to who hears of them. `answers` are the functions for questions, by kind. For one event loop.
+    the descriptors belong to who hears of them: one at most, and none if this process had no room for it. `answers` are
+    the functions for questions, by kind. For one event loop.
     """
 
     def __init__(
@@ -99,8 +100,7 @@ class Control:
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._sock.close()
-        for fd in [*self._fds, *(fd for _, copies in self._unsent for fd in copies)]:
-            os.close(fd)
+        close_all([*self._fds, *(fd for _, copies in self._unsent for fd in copies)])
         self._unsent.clear()
         self._fds.clear()
         for question in self._asked.values():
@@ -133,12 +133,12 @@ class Control:
 
     def _readable(self) -> None:
         try:
-            data, fds, _, _ = socket.recv_fds(self._sock, _READ, _MOST_FDS)
+            data, fds, flags, _ = socket.recv_fds(self._sock, _READ, 1)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            data, fds = b"", []
-        self._fds += fds
+            data, fds, flags = b"", [], 0
+        self._fds += [_LOST] if flags & socket.MSG_CTRUNC else fds
         if not data:
             self._break()
             return
@@ -161,7 +161,7 @@ class Control:
                     else:
                         question.set_result(body["body"])
             else:
-                self._hear(kind, body, given)
+                self._hear(kind, body, [fd for fd in given if fd != _LOST])
 
     async def _answer(self, question: Body) -> None:
         body = None

@@ -47,6 +47,7 @@ class EngineProcess:
         self._health = Health(self._backend.catalog, ADMIN_SERVICE, OIP_SERVICE)
         self._quotas = quotas_of(settings)
         self._back: Back | None = None
+        self._loaded = asyncio.Event()
         self._waiting: list[int] = []  # sockets of front ends that came before there was a catalog
         self._tasks = Tasks()
         self._administration: Administration | None = None
@@ -54,6 +55,7 @@ class EngineProcess:
     async def run(self) -> None:
         """Load the models, then run what the front ends hand over."""
         most_bytes = await self._backend.start(self._begin["max_message_bytes"])
+        self._loaded.set()
         self._back = Back(self._backend.catalog, devices=self._backend.devices, on_ask={"spend": self._spend})
         self._backend.reloader.followed = self._back.followed
         self._serve()
@@ -72,16 +74,22 @@ class EngineProcess:
             self._waiting += descriptors
             self._serve()
         elif kind == "drain":
-            gates = [] if self._administration is None else [self._administration.gate]
-            self._tasks.start(draining.drain(self._health, gates, self._settings))
+            self._tasks.start(self._drain())
 
     def gauges(self) -> list[Any]:
         """Those of models and devices."""
         return page.gauges(self._metrics.registry, without=_NOT_OURS)
 
     async def reconfigure(self, settings: Settings) -> None:
-        """Take over the labels, and look at the repository."""
+        """Take over the labels, and look at the repository: when it has been read for the first time."""
+        await self._loaded.wait()
         await self._backend.reconfigure(settings)
+
+    async def _drain(self) -> None:
+        """Let the administration's calls finish; front ends may have work for us still."""
+        gates = [] if self._administration is None else [self._administration.gate]
+        await draining.drain(self._health, gates, self._settings)
+        self._control.send("drained")
 
     def _look(self) -> None:
         self._health.look()

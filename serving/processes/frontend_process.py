@@ -15,7 +15,7 @@ from serving import draining, event_loop
 from serving.calls import Calls
 from serving.catalog import Catalog
 from serving.entrance import entrance
-from serving.handover import EngineGone, Remote
+from serving.handover import ARENA_BYTES, EngineGone, Remote
 from serving.health import Health
 from serving.interceptor import SERVICE
 from serving.metrics import Metrics
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 _OURS = {"latentry_in_flight"}
 _AGAIN_S = 0.1  # until a front end that has lost its engine process asks for a connection
+_MOST_DOUBLINGS = 5  # of that
 
 
 class FrontendProcess:
@@ -49,6 +50,7 @@ class FrontendProcess:
         self._remote: Remote | None = None
         self._connected = asyncio.Event()
         self._order: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
+        self._failures = 0  # of connections, one after another
         self._told = False
         self._tasks = Tasks()
 
@@ -64,7 +66,7 @@ class FrontendProcess:
     def hear(self, kind: str, body: Body, descriptors: list[int]) -> None:
         """An engine, when to open the port, when to take calls, and when to end."""
         if kind == "engine":
-            self._tasks.start(self._connect(descriptors[0]))
+            self._tasks.start(self._connect(descriptors[0]) if descriptors else self._ask_again(self._remote))
         elif kind == "open":
             self._order.set_result(body)
         elif kind == "accept":
@@ -83,20 +85,28 @@ class FrontendProcess:
 
     async def _connect(self, fd: int) -> None:
         """Work with the engine process at the other end until it has gone, or there is another."""
-        before, remote = self._remote, Remote(socket.socket(fileno=fd), self._catalog, changed=self._look)
+        # After one that failed without the memory that would be shared, for which there may be no room.
+        arena_bytes = ARENA_BYTES if not self._failures else 0
+        sock = socket.socket(fileno=fd)
+        before, remote = self._remote, Remote(sock, self._catalog, changed=self._look, arena_bytes=arena_bytes)
         self._remote = self._quotas.remote = remote
         if before is not None:
             before.close()
         try:
             await remote.start()
         except EngineGone:
-            pass
+            self._failures += 1
         else:
+            self._failures = 0
             self._connected.set()
             self._look()
             await remote.closed
-        await asyncio.sleep(_AGAIN_S)
-        if self._remote is remote:  # no other has come: the connection has gone, not the process
+        await self._ask_again(remote)
+
+    async def _ask_again(self, gone: Remote | None) -> None:
+        """For a connection, if none has come since `gone`: it was the connection that went, and not the process."""
+        await asyncio.sleep(_AGAIN_S * 2 ** min(self._failures, _MOST_DOUBLINGS))
+        if self._remote is gone:
             self._control.send("disconnected")
 
     async def _drain(self) -> None:

@@ -83,7 +83,11 @@ class Slot:
         self.up = self.serving = self._suspect = False
         self._heard, self._up_since = loop.time(), None
         self.control = Control(ours, self._message, self._gone, self._answers)
-        self.control.send("begin", {**self._begin(), "name": self.name}, [self.ledger])
+        try:
+            self.control.send("begin", {**self._begin(), "name": self.name}, [self.ledger])
+        except OSError:  # no descriptor: it ends, and another is tried
+            log.exception("%s cannot be told what to be", self.name)
+            self.kill()
 
     def send(self, kind: str, body: Body | None = None, descriptors: tuple[int, ...] = ()) -> None:
         """Say it to the child, if there is one."""

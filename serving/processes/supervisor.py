@@ -6,6 +6,7 @@ It takes no part in any call: it keeps the port, the counts and the pages, and s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import Any
 
@@ -49,6 +50,7 @@ class Supervisor:
             for number in range(settings.frontends)
         ]
         self._slots = [self._engine, *self._frontends]
+        self._engine_drained = asyncio.Event()
         self._tasks = Tasks()
         self._pages: Pages | None = None
 
@@ -70,16 +72,19 @@ class Supervisor:
         await self._started
         log.info("%s", addresses.where(settings.host, self.port, self.metrics_port, self.admin_port))
 
-    async def reconfigure(self, settings: Settings) -> None:
-        """Take over what may change while serving, the log level and the labels, and look at the repository."""
+    async def reconfigure(self, settings: Settings) -> bool:
+        """Take over what may change while serving, the log level and the labels, and look at the repository. False if
+        there is no engine process now: the next one begins with them."""
         before, self._configured = self._configured, settings
         if rereading.take_over(before, settings):
             self._set_level(settings.log_level)
-        if self._engine.control is not None:
-            try:
-                await self._engine.control.ask("reconfigure", {"settings": settings.model_dump(mode="json")})
-            except Gone:
-                log.warning("the engine process ended before it took the settings over: the next one begins with them")
+        if self._engine.control is None:
+            return False
+        try:
+            await self._engine.control.ask("reconfigure", {"settings": settings.model_dump(mode="json")})
+        except Gone:
+            return False
+        return True
 
     async def ended(self) -> None:
         """Never returns: what ends is started again."""
@@ -91,8 +96,13 @@ class Supervisor:
         self._stopping = True
         for slot in self._slots:
             slot.send("drain") if slot.up else slot.kill()
-        settings = self.settings
-        await self._end(self._frontends, settings.drain_grace_s + settings.drain_s + _AFTER_DRAIN_S)
+        if not self._engine.up:
+            self._engine_drained.set()
+        loop, settings = asyncio.get_running_loop(), self.settings
+        give_up = loop.time() + settings.drain_grace_s + settings.drain_s + _AFTER_DRAIN_S
+        await self._end(self._frontends, give_up - loop.time())
+        with contextlib.suppress(asyncio.TimeoutError):  # the administration's calls
+            await asyncio.wait_for(self._engine_drained.wait(), give_up - loop.time())
         self._engine.send("end")
         await self._end([self._engine], _AFTER_DRAIN_S)
 
@@ -161,13 +171,12 @@ class Supervisor:
             return
         try:
             one, other = control.pair()
+            with one, other:
+                frontend.send("engine", descriptors=(one.fileno(),))
+                self._engine.send("frontend", descriptors=(other.fileno(),))
         except OSError as error:
             log.error("%s cannot be connected, and is tried again: %s", frontend.name, error.strerror)  # noqa: TRY400
             self._tasks.start(self._connect_later(frontend))
-            return
-        with one, other:
-            frontend.send("engine", descriptors=(one.fileno(),))
-            self._engine.send("frontend", descriptors=(other.fileno(),))
 
     def _open(self, frontend: Slot) -> None:
         """Let it open the port, if it is known how."""
@@ -192,6 +201,8 @@ class Supervisor:
             self._refused(slot, body)
         elif kind == "level":
             self._set_level(body["level"])
+        elif kind == "drained":
+            self._engine_drained.set()
         elif kind == "disconnected":
             self._connect(slot)  # nothing happens if there is no engine process: the next one is connected to all
         elif kind == "ready" and slot is self._engine:
@@ -220,6 +231,8 @@ class Supervisor:
         self._started.set_exception(error)
 
     def _ended(self, slot: Slot, status: int) -> None:
+        if slot is self._engine:
+            self._engine_drained.set()
         if self._stopping:
             return
         how = f"by signal {-status}" if status < 0 else f"with status {status}"
