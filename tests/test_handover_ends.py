@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import signal
 import socket
@@ -269,7 +268,7 @@ async def test_an_engine_side_without_room_for_an_arena_serves_who_comes_without
 ) -> None:
     def full(descriptor: int, size: int) -> Any:
         os.close(descriptor)
-        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        raise records.Malformed("arena: no memory")
 
     monkeypatch.setattr(front_end, "attach", full)
     async with loaded(linear.folder) as model, ends(model) as both:

@@ -17,6 +17,7 @@ from collections import deque
 import numpy as np
 
 from serving.batches import Array
+from serving.handover.records import Malformed
 
 log = logging.getLogger(__name__)
 
@@ -129,14 +130,14 @@ class Arena:
 def attach(descriptor: int, size: int) -> mmap.mmap:
     """The memory of another process's arena, which is of `size` bytes and stays so; closes the descriptor.
 
-    Raises `ValueError` if it is not.
+    Raises `Malformed` if it is not, or cannot be had.
     """
     sealed = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
     try:
         if os.fstat(descriptor).st_size != size or fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & sealed != sealed:
-            raise ValueError(f"arena: wanted {size} bytes that nobody can take away")
+            raise Malformed(f"arena: wanted {size} bytes that nobody can take away")
         return mmap.mmap(descriptor, size)
     except OSError as error:
-        raise ValueError(f"arena: {error.strerror}") from error
+        raise Malformed(f"arena: {error.strerror}") from error
     finally:
         os.close(descriptor)
