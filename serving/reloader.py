@@ -69,6 +69,8 @@ class Reloader:
         it is no reason to serve nothing.
         """
         found = await asyncio.to_thread(repository.scan, self.root)
+        if not again:
+            _check_misnamed(found, self.root)
         if not found.versions:
             raise NoModel(f"model repository {self.root}: no model, wanted <name>/<version>/manifest.json")
         if not again:
@@ -329,9 +331,7 @@ class Reloader:
         self._retiring.start(retire())
 
     def _check_names(self, found: Found) -> None:
-        """Raises `BadModel` if what is there is misnamed, `NoModel` if the settings name what is not there."""
-        for name, problem in found.misnamed.items():
-            raise BadModel(f"bad model: {self.root / name}: {problem}")
+        """Raises `NoModel` if the settings name what is not there."""
         for name, labels in self._labels.items():
             for label, version in labels.items():
                 if version not in found.versions.get(name, {}):
@@ -371,6 +371,12 @@ class Reloader:
         elif self._trouble and not trouble:
             log.info("the model repository can be read again")
         self._trouble = trouble
+
+
+def _check_misnamed(found: Found, root: Path) -> None:
+    """Raises `BadModel`."""
+    for name, problem in found.misnamed.items():
+        raise BadModel(f"bad model: {root / name}: {problem}")
 
 
 async def _at_once() -> None:

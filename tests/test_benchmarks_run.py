@@ -82,7 +82,7 @@ def test_stages_are_told_and_projected(
         "inference_us": 60,
         "load_us": 15,
     }
-    assert kept["projected_calls_per_s"]["2"] == pytest.approx(2e6 / 240)
+    assert kept["projected_calls_per_s"]["such processors"]["2"] == pytest.approx(2e6 / 240)
 
 
 def test_streams_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,7 @@ class FrontendProcess:
         self._connected = asyncio.Event()
         self._order: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
         self._failures = 0  # of connections, one after another
+        self._refused_by = 0  # the engine process that took none of the last
         self._told = False
         self._tasks = Tasks()
 
@@ -65,8 +66,10 @@ class FrontendProcess:
 
     def hear(self, kind: str, body: Body, descriptors: list[int]) -> None:
         """An engine, when to open the port, when to take calls, and when to end."""
-        if kind == "engine":
-            self._tasks.start(self._connect(descriptors[0]) if descriptors else self._ask_again(self._remote))
+        if kind == "engine" and descriptors:
+            self._tasks.start(self._connect(descriptors[0], body["process"]))
+        elif kind == "engine":  # there was no room for the socket
+            self._tasks.start(self._ask_again(self._remote))
         elif kind == "open":
             self._order.set_result(body)
         elif kind == "accept":
@@ -83,10 +86,10 @@ class FrontendProcess:
     async def reconfigure(self, settings: Settings) -> None:
         """All that changes comes from the engine process."""
 
-    async def _connect(self, fd: int) -> None:
-        """Work with the engine process at the other end until it has gone, or there is another."""
-        # After one that failed without the memory that would be shared, for which there may be no room.
-        arena_bytes = ARENA_BYTES if not self._failures else 0
+    async def _connect(self, fd: int, process: int) -> None:
+        """Work with this engine process at the other end until it has gone, or there is another."""
+        # If it did not take us, without the memory that would be shared: it may have no room for that.
+        arena_bytes = 0 if process == self._refused_by else ARENA_BYTES
         sock = socket.socket(fileno=fd)
         before, remote = self._remote, Remote(sock, self._catalog, changed=self._look, arena_bytes=arena_bytes)
         self._remote = self._quotas.remote = remote
@@ -96,6 +99,7 @@ class FrontendProcess:
             await remote.start()
         except EngineGone:
             self._failures += 1
+            self._refused_by = process
         else:
             self._failures = 0
             self._connected.set()

@@ -172,7 +172,7 @@ class Supervisor:
         try:
             one, other = control.pair()
             with one, other:
-                frontend.send("engine", descriptors=(one.fileno(),))
+                frontend.send("engine", {"process": self._engine.pid}, (one.fileno(),))
                 self._engine.send("frontend", descriptors=(other.fileno(),))
         except OSError as error:
             log.error("%s cannot be connected, and is tried again: %s", frontend.name, error.strerror)  # noqa: TRY400
