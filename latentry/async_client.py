@@ -53,6 +53,7 @@ class AsyncClient(Target):
     async def close(self) -> None:
         """Close the connection: what still waits for an answer raises `LatentryError` with CANCELLED. A later call
         opens it again."""
+        self._closed += 1
         if self._coalescer is not None and self._coalescer.loop is asyncio.get_running_loop():
             self._coalescer.close()
         channel, self._channel = self._channel, None
@@ -321,10 +322,12 @@ class AsyncClient(Target):
     async def _drive(self, model: asks.Model, plan: plans.Plan[T], *, at_once: bool = False) -> T:
         """The result of a plan. It begins in a thread, where files are read and large ones fitted, or `at_once`."""
         try:
+            closed = self._closed
             call = next(plan) if at_once else await asyncio.to_thread(_begin, plan)
             digest = model.digest()
             while True:
                 try:
+                    self._check_open(closed)
                     if isinstance(call, Piece):
                         reply: Any = await self._coalescing().ask(call, model.info, self.timeout_s)
                     else:
@@ -342,10 +345,12 @@ class AsyncClient(Target):
             return result
 
     async def _stream(self, make: Callable[[asks.Model], streams.Stream]) -> AsyncGenerator[Pictures, None]:
+        closed = self._closed
         model = await self._model()
         stream = await asyncio.to_thread(make, model)
         digest = model.digest()
         while (request := stream.request()) is not None:
+            self._check_open(closed)
             rpc = getattr(await self._open(), stream.rpc)
             call = rpc(request, timeout=self.timeout_s, metadata=self._metadata)
             try:

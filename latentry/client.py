@@ -61,6 +61,7 @@ class Client(Target):
     def close(self) -> None:
         """Close the connection: what other threads still wait for raises `LatentryError` with CANCELLED. A later call
         opens it again."""
+        self._closed += 1
         if self._coalescer is not None:
             self._coalescer.close()
         with self._lock:
@@ -388,10 +389,12 @@ class Client(Target):
 
     def _drive(self, model: asks.Model, plan: plans.Plan[T]) -> T:
         try:
+            closed = self._closed
             call = next(plan)
             digest = model.digest()
             while True:
                 try:
+                    self._check_open(closed)
                     if isinstance(call, Piece):
                         reply: Any = self._coalescing().ask(call, model.info, self.timeout_s)
                     else:
@@ -409,8 +412,9 @@ class Client(Target):
             return result
 
     def _stream(self, model: asks.Model, stream: streams.Stream) -> Generator[Pictures, None, None]:
-        digest = model.digest()
+        digest, closed = model.digest(), self._closed
         while (request := stream.request()) is not None:
+            self._check_open(closed)
             rpc = getattr(self._open(), stream.rpc)
             try:
                 call = rpc(request, timeout=self.timeout_s, metadata=self._metadata)

@@ -52,6 +52,8 @@ class LatentryError(Exception):
 class Target:
     """A server, and a model of it."""
 
+    _closed = 0  # how often
+
     def __init__(
         self,
         target: str = DEFAULT_TARGET,
@@ -106,6 +108,12 @@ class Target:
                 ("grpc.per_rpc_retry_buffer_size", most),
             ]
         return options
+
+    def _check_open(self, closed: int) -> None:
+        """Raises `LatentryError` if it was closed since that had happened so often: what takes several requests ends
+        then, and does not connect again between two of them."""
+        if self._closed != closed:
+            raise LatentryError(grpc.StatusCode.CANCELLED, "the client was closed")
 
     def _refusal(self, code: grpc.StatusCode, message: str) -> LatentryError:
         """The error of a call that failed. What was refused may have been asked of a model that is there no more:

@@ -422,6 +422,25 @@ def test_the_async_client_makes_the_same_calls(linear_service: Service, client: 
     asyncio.run(calls())
 
 
+def test_a_client_that_is_closed_between_two_requests_of_a_call_ends_it(
+    linear_service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client(f"localhost:{linear_service.port}")
+    most = client.info().limits.max_items
+    same = client._same_model
+
+    def closing(digest: str, reply: Any) -> str:
+        client.close()
+        return same(digest, reply)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "_same_model", closing)
+        with pytest.raises(LatentryError, match="CANCELLED: the client was closed"):
+            client.sample(most + 1)
+    assert len(client.sample(most + 1).images) == most + 1, "the next one connects again"
+    client.close()
+
+
 def test_closing_an_async_client_cancels_no_task(linear_service: Service) -> None:
     async def reading(client: AsyncClient) -> None:
         async for _ in client.stream_sample(500_000, seed=1):
