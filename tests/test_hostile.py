@@ -143,7 +143,7 @@ def test_headers_that_never_end_hold_up_nobody_and_no_memory(server: ServerProce
     """The block is continued for ever; the server stops listening to it at some point."""
     more = http2.header_block(SAMPLE, (("x-more", "y" * 10_000),))
     memory = []
-    for _ in range(4):
+    for _ in range(6):
         with http2.connection(server.port) as peer, contextlib.suppress(OSError):
             peer.sendall(http2.frame(http2.HEADERS, http2.header_block(SAMPLE), stream=1))
             for i in range(5000):  # 50 MB
@@ -151,7 +151,8 @@ def test_headers_that_never_end_hold_up_nobody_and_no_memory(server: ServerProce
                 if i % 250 == 0:
                     served(stub, 1)
         memory.append(server.rss_mib())
-    assert memory[-1] - memory[0] < 40 * FRONTENDS, memory  # of 150 MB that came meanwhile
+    # Of 250 MB that came meanwhile. A process keeps some 70 at most, however many more rounds there are.
+    assert memory[-1] - memory[0] < 60 * FRONTENDS, memory
 
 
 @pytest.mark.parametrize(
