@@ -142,7 +142,7 @@ def test_a_preface_byte_by_byte_holds_up_nobody(server: ServerProcess, stub: Any
 def test_headers_that_never_end_hold_up_nobody_and_no_memory(server: ServerProcess, stub: Any) -> None:
     """The block is continued for ever; the server stops listening to it at some point."""
     more = http2.header_block(SAMPLE, (("x-more", "y" * 10_000),))
-    memory = []
+    memory = [server.rss_mib()]
     for _ in range(6):
         with http2.connection(server.port) as peer, contextlib.suppress(OSError):
             peer.sendall(http2.frame(http2.HEADERS, http2.header_block(SAMPLE), stream=1))
@@ -151,8 +151,8 @@ def test_headers_that_never_end_hold_up_nobody_and_no_memory(server: ServerProce
                 if i % 250 == 0:
                     served(stub, 1)
         memory.append(server.rss_mib())
-    # Of 250 MB that came meanwhile. A process keeps some 70 at most, however many more rounds there are.
-    assert memory[-1] - memory[0] < 60 * FRONTENDS, memory
+    # Of 300 MB that came meanwhile. A process keeps some 85 at most, however many more rounds there are.
+    assert memory[-1] - memory[0] < 110 * FRONTENDS, memory
 
 
 @pytest.mark.parametrize(
